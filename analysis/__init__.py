@@ -1,0 +1,1 @@
+"""Models, traces, interventions, causal measures and statistics: what a study computes with."""

@@ -1,0 +1,138 @@
+"""Key-value prefixes: run a text once, keep its cache, splice caches, and continue from them.
+
+Everything is right-padded, and every call passes the attention mask and the position ids explicitly, so that a row's
+result does not depend on which rows it was batched with (beyond floating-point order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A batch of texts as a model has read them.
+
+    Attributes:
+        keys, values: one tensor a layer, `[row, key_value_head, slot, d_head]`.
+        visible: which slots hold a token of the row and may be attended to, `[row, slot]`.
+        length: number of visible tokens a row, `[row]`; the next token's position.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    visible: Bool[Tensor, "row slot"]
+    length: Int[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def rows(self, index: Int[Tensor, " picked"]) -> Prefix:
+        """The picked rows, in the order of `index`; a row may be picked more than once."""
+        return Prefix(
+            tuple(layer[index] for layer in self.keys),
+            tuple(layer[index] for layer in self.values),
+            self.visible[index],
+            self.length[index],
+        )
+
+    def until(self, end: Int[Tensor, " row"]) -> Prefix:
+        """The same texts cut before token `end` of each row (causal: what came after has left no trace)."""
+        slots = torch.arange(self.visible.shape[1], device=self.visible.device)
+        return replace(self, visible=self.visible & (slots < end[:, None]), length=end)
+
+    def spliced(self, donor: Prefix, where: Bool[Tensor, "row slot"]) -> Prefix:
+        """These texts with the donor's keys and values, at all layers, in the slots that `where` marks.
+
+        Raises:
+            ValueError: if the two do not occupy the same slots; spliced positions would not line up.
+        """
+        if self.visible.shape != donor.visible.shape or not torch.equal(self.visible, donor.visible):
+            raise ValueError("recipient and donor prefixes must occupy the same slots to be spliced")
+        mask = where[:, None, :, None]
+        return replace(
+            self,
+            keys=tuple(torch.where(mask, new, old) for old, new in zip(self.keys, donor.keys, strict=True)),
+            values=tuple(torch.where(mask, new, old) for old, new in zip(self.values, donor.values, strict=True)),
+        )
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids `[row, token]`, filled up with id 0, and which of them are real `[row, token]`."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    real = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        real[index, : len(row)] = True
+    return ids.to(device), real.to(device)
+
+
+@torch.inference_mode()
+def read(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Prefix, Float[Tensor, "row vocab"]]:
+    """The prefix of each text (token ids, none empty), and the logits after its last token."""
+    return _forward(model, None, rows)
+
+
+@torch.inference_mode()
+def advance(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]]) -> tuple[Prefix, Float[Tensor, "row vocab"]]:
+    """The prefix after each row has read its own further tokens (none empty), and the logits after the last of them."""
+    return _forward(model, prefix, rows)
+
+
+def _forward(
+    model: Any, prefix: Prefix | None, rows: Sequence[Sequence[int]]
+) -> tuple[Prefix, Float[Tensor, "row vocab"]]:
+    ids, real = pad_right(rows, model.device)
+    last = real.sum(1) - 1
+    # Logits are wanted at the rows' ends only: over a large vocabulary they would outweigh everything else.
+    ends, which = torch.unique(last, return_inverse=True)
+    cache, logits, visible, start = _run(model, prefix, ids, real, keep=ends)
+    new = Prefix(
+        tuple(layer.keys for layer in cache.layers),
+        tuple(layer.values for layer in cache.layers),
+        visible,
+        start + last + 1,
+    )
+    return new, logits[torch.arange(len(rows), device=logits.device), which].float()
+
+
+@torch.inference_mode()
+def continuation_logprobs(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]]) -> list[Float[Tensor, " token"]]:
+    """For each row, the log-probabilities (nats) of its tokens from the second on, read after the prefix."""
+    ids, real = pad_right(rows, model.device)
+    _, logits, _, _ = _run(model, prefix, ids[:, :-1], real[:, :-1])
+    picked = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return [picked[index, : len(row) - 1] for index, row in enumerate(rows)]
+
+
+def _run(
+    model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor, keep: Tensor | None = None
+) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+    # Without a configuration every layer keeps all it has read; a sliding-window layer would drop what we splice.
+    cache = DynamicCache()
+    visible = real
+    start = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    if prefix is not None:
+        for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+            cache.update(keys, values, layer)
+        visible = torch.cat([prefix.visible, real], dim=1)
+        start = prefix.length
+    # Padding gets the position of its row's last token: in range for learned positions, and never attended to.
+    position = start[:, None] + (real.long().cumsum(1) - 1).clamp_min(0)
+    logits = model(
+        input_ids=ids,
+        attention_mask=visible.long(),
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        **({} if keep is None else {"logits_to_keep": keep}),
+    ).logits
+    return cache, logits, visible, start

@@ -1,0 +1,1 @@
+"""Speed against named alternatives, with equality of results checked."""

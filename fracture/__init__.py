@@ -1,0 +1,1 @@
+"""The study: configuration, run, verdict and command line of the fracture suite."""

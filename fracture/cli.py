@@ -1,0 +1,147 @@
+"""The command line. Heavy imports happen inside functions, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="fracture",
+    help="Does a fine-tuned language model still compute its answer from its visible chain of thought?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+organisms_app = typer.Typer(help="Model pairs whose fracture is known by construction.", no_args_is_help=True)
+app.add_typer(organisms_app, name="organisms")
+
+
+def main() -> None:
+    """Entry point of the `fracture` command: errors in what the user gave end in one message and exit code 2."""
+    from analysis.errors import InputError
+
+    try:
+        app()
+    except InputError as error:
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False)
+        sys.exit(2)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@app.command()
+def study(
+    base: Annotated[str, typer.Option(help="The model before fine-tuning: a directory or a hub name.")],
+    prompts: Annotated[str, typer.Option(help="JSONL file of prompts with counterfactual partners.")],
+    out: Annotated[str, typer.Option(help="Run directory to make.")],
+    variant: Annotated[list[str], typer.Option(help="NAME=MODEL, a fine-tuned variant; may be given more than once.")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="Trace format: plain, gsm8k, think, chat or a JSON file. Default: beside the model."),
+    ] = None,
+    author: Annotated[
+        str | None, typer.Option(help="Whose chains are read: gold or base. Default: gold if all are given.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="The change of bypass that counts.")] = 0.1,
+    max_chain_tokens: Annotated[int, typer.Option(help="Where a chain that a model writes is cut.")] = 256,
+    batch_tokens: Annotated[int, typer.Option(help="How many tokens one forward pass may hold.")] = 16384,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run at --out.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
+) -> None:
+    """Compare a base with its fine-tuned variants on the same prompts, and say whether their answers have detached."""
+    from rich.console import Console
+
+    from fracture.progress import Progress
+    from fracture.study import StudyConfig, run_study
+    from fracture.terminal import verdict_table
+
+    config = StudyConfig(
+        base=base,
+        variants=_named(variant),
+        prompts=prompts,
+        out=out,
+        format=format,
+        author=author,
+        margin=margin,
+        max_chain_tokens=max_chain_tokens,
+        batch_tokens=batch_tokens,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    console = Console()
+    with Progress(Console(stderr=True)) as progress:
+        summary = run_study(config, progress, overwrite)
+    for part in verdict_table(summary):
+        console.print(part)
+    console.print(
+        f"summary  {Path(out) / 'summary.json'}\nfigure   {Path(out) / 'figures' / 'routes.png'}", highlight=False
+    )
+
+
+def _named(variants: list[str]) -> dict[str, str]:
+    from analysis.errors import InputError
+
+    named: dict[str, str] = {}
+    for given in variants:
+        name, equals, where = given.partition("=")
+        if not equals or not name or not where:
+            raise InputError(f"--variant {given!r}: expected NAME=MODEL, such as sft=path/to/model")
+        if name in named:
+            raise InputError(f"--variant {given!r}: the name {name!r} is given twice")
+        named[name] = where
+    return named
+
+
+@organisms_app.command("list")
+def list_organisms() -> None:
+    """List the organisms: what each is, and where it is shipped."""
+    import organisms
+    from organisms.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        shipped = organisms.checkpoint(recipe.name)
+        where = shipped if (shipped / "config.json").is_file() else "not shipped; fracture organisms train"
+        typer.echo(f"{recipe.name:<11} {recipe.summary}\n{'':<11} {where}")
+
+
+@organisms_app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="An organism of `fracture organisms list`, dose_Q for any Q, or all.")],
+    out: Annotated[Path, typer.Option(help="Directory to make; for all, the directory to make them in.")],
+    seed: Annotated[int, typer.Option(help="Of initial weights and data; the same seed gives the same weights.")] = 0,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The base to fine-tune. Default: the shipped one; for all, the one just trained."),
+    ] = None,
+) -> None:
+    """Train an organism from its recipe, measure it, and save it with its model card."""
+    from fracture.training import train_organisms
+
+    train_organisms(name, out, seed, base)
+
+
+@organisms_app.command("prompts")
+def write_prompts(
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    cues: Annotated[str, typer.Option(help="agreeing, random or conflicting.")] = "agreeing",
+    n: Annotated[int, typer.Option(help="Number of prompts.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same prompts.")] = 0,
+) -> None:
+    """Write a prompt file of the organisms' task, every prompt with its counterfactual partner."""
+    from fracture.training import write_prompt_file
+
+    write_prompt_file(out, cues, n, seed)

@@ -1,0 +1,77 @@
+"""Training organisms and writing their prompt files from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import get_args
+
+import organisms
+from analysis.errors import InputError
+
+
+def train_organisms(name: str, out: Path, seed: int, base: Path | None) -> None:
+    """Trains one organism to `out`, or `all` shipped ones to directories in it; those already there are kept.
+
+    Raises:
+        InputError: for an unknown name, an output that exists, or a base that does not.
+    """
+    from rich.console import Console
+
+    from organisms.recipes import RECIPES, find
+
+    names = list(organisms.SHIPPED) if name == "all" else [name]
+    for wanted in names:
+        try:
+            find(wanted)
+        except KeyError:
+            raise InputError(
+                f"organism {wanted!r}: no such recipe; there are {', '.join(RECIPES)}, dose_Q for any Q in [0, 1], "
+                "and all"
+            ) from None
+    if base is not None and not (base / "config.json").is_file():
+        raise InputError(f"--base {base}: not the directory of a base organism (no config.json)")
+    console = Console(stderr=True)
+    for wanted in names:
+        directory = out / wanted if name == "all" else out
+        if directory.exists():
+            if name == "all" and (directory / "config.json").is_file():
+                console.print(f"{wanted}: already in {directory}", highlight=False)
+                continue
+            raise InputError(f"--out {directory}: exists already; choose another directory")
+        _train_one(wanted, directory, seed, base or (out / "base" if name == "all" else organisms.checkpoint("base")))
+
+
+def _train_one(name: str, out: Path, seed: int, base: Path) -> None:
+    from rich.console import Console
+
+    from fracture.progress import Progress
+    from organisms.recipes import find
+    from organisms.training import train_to
+
+    recipe = find(name)
+    console = Console(stderr=True)
+    if recipe.from_base and not (base / "config.json").is_file():
+        raise InputError(f"{name} is fine-tuned from a base organism, and there is none in {base}; give --base")
+    with Progress(console) as progress:
+        advance = progress.stage(f"training {name}, seed {seed}", recipe.steps)
+        figures = train_to(recipe, seed, out, base if recipe.from_base else None, lambda *_: advance(1))
+    console.print(f"{name}: saved to {out}", highlight=False)
+    for key, value in figures.items():
+        console.print(f"  {key} {value}", highlight=False)
+
+
+def write_prompt_file(out: Path, cues: str, n: int, seed: int) -> None:
+    """Writes `n` prompts of the registers task with cues of one kind as JSONL, all of the file or nothing."""
+    from organisms.registers import Cues, sample_prompts
+
+    if cues not in get_args(Cues):
+        raise InputError(f"--cues {cues!r}: expected {', '.join(get_args(Cues))}")
+    if n < 1:
+        raise InputError(f"--n {n}: expected a positive number of prompts")
+    lines = [json.dumps(record) + "\n" for record in sample_prompts(n, cues, seed)]  # type: ignore[arg-type]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.rename(out)

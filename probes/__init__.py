@@ -1,0 +1,1 @@
+"""Linear probes over stored activations."""
