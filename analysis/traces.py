@@ -25,8 +25,8 @@ class Trace:
         ids: its token ids, leading special tokens included, automatically appended ones (such as EOS) not.
         question: from the first token up to the chain, the format's `chain_start` included.
         steps: one span a step; together they cover every token of the chain, each exactly once.
-        marker: the answer marker.
-        answer: the answer's tokens and those of the stop; empty when the trace has no answer.
+        marker: the answer marker, without white space at its end.
+        answer: the answer's tokens, white space before it and the stop included; empty when the trace has no answer.
     """
 
     text: str
@@ -67,9 +67,12 @@ class TraceEncoder:
         pieces += [step + self.format.step_separator for step in steps[:-1]]
         pieces += list(steps[-1:])
         n_steps = len(steps)
-        pieces.append(self.format.answer_start)
+        # White space between marker and answer is scored with the answer: tokenizers merge it with some answers and
+        # not with others.
+        marker = self.format.answer_start.rstrip()
+        pieces.append(marker)
         if answer is not None:
-            pieces += [answer, self.format.stop]
+            pieces += [self.format.answer_start[len(marker) :] + answer, self.format.stop]
         text = "".join(pieces)
         ids, owners = self._tokens(text, _region_of_each_character(pieces), n_steps)
         bounds = _bounds(owners, len(pieces))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +88,7 @@ def test_every_token_is_in_exactly_one_part_and_parts_are_in_order(question, ste
     spans = [trace.question, *trace.steps, trace.marker, trace.answer]
     assert spans[0][0] == 0
     assert spans[-1][1] == len(trace.ids)
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, end), (start, _) in pairwise(spans):
         assert end == start
     # Nothing is lost or invented: ids decode to the text, and each part holds its own visible characters.
     assert encoder.tokenizer.decode(trace.ids[1:]) == trace.text
