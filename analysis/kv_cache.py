@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,14 @@ def continuation_logprobs(model: Any, prefix: Prefix, rows: Sequence[Sequence[in
     return [picked[index, : len(row) - 1] for index, row in enumerate(rows)]
 
 
+def _filled_layer(keys: Tensor, values: Tensor) -> DynamicLayer:
+    """A cache layer that holds these; `update` would copy them, and the model's own update copies once more."""
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
 def _run(
     model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor, keep: Tensor | None = None
 ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
@@ -121,8 +130,8 @@ def _run(
     visible = real
     start = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
     if prefix is not None:
-        for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-            cache.update(keys, values, layer)
+        for keys, values in zip(prefix.keys, prefix.values, strict=True):
+            cache.layers.append(_filled_layer(keys, values))
         visible = torch.cat([prefix.visible, real], dim=1)
         start = prefix.length
     # Padding gets the position of its row's last token: in range for learned positions, and never attended to.

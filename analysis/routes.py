@@ -28,6 +28,8 @@ from analysis.cells import Cells
 from analysis.statistics import Estimate
 
 FORMS = ("text", "inside")
+TEXT_EFFECTS = ("te", "nie", "nde")
+INSIDE_EFFECTS = ("inside_te", "inside_nie", "inside_nde")
 
 
 def effects(p: Float[ndarray, "2 2 option"]) -> tuple[float, float, float]:
@@ -41,34 +43,24 @@ def effects(p: Float[ndarray, "2 2 option"]) -> tuple[float, float, float]:
 
 
 def effects_table(cells: Sequence[Cells]) -> pd.DataFrame:
-    """One row a prompt: `id, total, chain, direct` by text, `inside_total, inside_chain, inside_direct` (NaN where
-    positions do not align), `mass`, `splice_error`, `n_options`."""
+    """One row a prompt: its effects in both forms, and how sound they are.
+
+    Columns: `id`; `te, nie, nde` by text; `inside_te, inside_nie, inside_nde`, NaN where positions do not align;
+    `mass`, the least probability that the options hold together in a cell; `splice_error`; `n_options`.
+    """
     rows = []
     for cell in cells:
-        total, chain, direct = effects(cell.text)
-        row: dict[str, object] = {"id": cell.id, "total": total, "chain": chain, "direct": direct}
+        row: dict[str, object] = {"id": cell.id, **dict(zip(TEXT_EFFECTS, effects(cell.text), strict=True))}
         inside = (np.nan, np.nan, np.nan)
         if cell.inside is not None:
             # The denominator is the undisturbed runs' in both forms, so that the forms can be subtracted.
             reference = cell.inside.copy()
             reference[1, 1] = cell.text[1, 1]
             inside = effects(reference)
-        row |= dict(zip(("inside_total", "inside_chain", "inside_direct"), inside, strict=True))
+        row |= dict(zip(INSIDE_EFFECTS, inside, strict=True))
         row |= {"mass": float(cell.mass.min()), "splice_error": cell.splice_error, "n_options": len(cell.options)}
         rows.append(row)
-    columns = [
-        "id",
-        "total",
-        "chain",
-        "direct",
-        "inside_total",
-        "inside_chain",
-        "inside_direct",
-        "mass",
-        "splice_error",
-        "n_options",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["id", *TEXT_EFFECTS, *INSIDE_EFFECTS, "mass", "splice_error", "n_options"])
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ def routes(table: pd.DataFrame, form: str, level: float = 0.95) -> Routes:
     total, chain, direct = columns(table, form)
     covert = None
     if form == "inside":
-        _, text_chain, _ = columns(table[table["inside_total"].notna()], "text")
+        _, text_chain, _ = columns(table[table["inside_te"].notna()], "text")
         covert = statistics.ratio(chain - text_chain, total, level)
     return Routes(
         total=statistics.mean(total, level),
@@ -117,7 +109,7 @@ def detachment(base: pd.DataFrame, variant: pd.DataFrame, form: str, level: floa
 
 
 def columns(table: pd.DataFrame, form: str) -> tuple[ndarray, ndarray, ndarray]:
-    """`total, chain, direct` of the prompts that have this form, one value a prompt."""
-    names = ("total", "chain", "direct") if form == "text" else ("inside_total", "inside_chain", "inside_direct")
+    """`TE, NIE, NDE` of the prompts that have this form, one value a prompt."""
+    names = TEXT_EFFECTS if form == "text" else INSIDE_EFFECTS
     kept = table[table[names[0]].notna()]
     return tuple(kept[name].to_numpy(dtype=float) for name in names)  # type: ignore[return-value]

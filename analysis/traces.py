@@ -6,8 +6,10 @@ shift boundaries wherever tokens merge across them.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from analysis.errors import InputError
@@ -74,7 +76,8 @@ class TraceEncoder:
         if answer is not None:
             pieces += [self.format.answer_start[len(marker) :] + answer, self.format.stop]
         text = "".join(pieces)
-        ids, owners = self._tokens(text, _region_of_each_character(pieces), n_steps)
+        starts = list(accumulate(map(len, pieces), initial=0))[:-1]
+        ids, owners = self._tokens(text, starts, n_steps)
         bounds = _bounds(owners, len(pieces))
         end = bounds[-1][1]
         return Trace(
@@ -89,13 +92,13 @@ class TraceEncoder:
     def encode_question(self, question: str) -> list[int]:
         """Token ids of everything before the first step: what a model is given to write a chain."""
         text = self.question_text(question)
-        return self._tokens(text, [0] * len(text), 0)[0]
+        return self._tokens(text, [0], 0)[0]
 
-    def _tokens(self, text: str, regions: list[int], n_steps: int) -> tuple[list[int], list[int]]:
+    def _tokens(self, text: str, starts: list[int], n_steps: int) -> tuple[list[int], list[int]]:
         """Token ids of `text` and the region that owns each (0 question, 1…T steps, then marker, answer, stop).
 
-        A token belongs to the region of its last character, unless it holds a visible character of the chain: then it
-        belongs to the last step it holds one of, so that nothing of the chain is counted as marker.
+        A token belongs to the region of its last character, unless it runs out of the chain and shows something of it:
+        then it belongs to the last step that it shows, so that nothing of the chain is counted as marker.
         """
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=not self.format.chat)
         ids: list[int] = []
@@ -105,10 +108,12 @@ class TraceEncoder:
             encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True
         ):
             if end > start:
-                in_chain = [
-                    regions[at] for at in range(start, end) if 1 <= regions[at] <= n_steps and not text[at].isspace()
-                ]
-                owner = in_chain[-1] if in_chain else regions[end - 1]
+                # bisect_right: a region without characters, such as an empty marker, owns nothing.
+                owner = bisect_right(starts, end - 1) - 1
+                if owner > n_steps and start < starts[n_steps + 1]:
+                    visible = [at for at in range(start, starts[n_steps + 1]) if not text[at].isspace()]
+                    step = bisect_right(starts, visible[-1]) - 1 if visible else 0
+                    owner = step if step >= 1 else owner
                 if owner < current:
                     raise InputError(
                         f"tokenizer: the character offsets run backwards at token {len(ids)} of {text[:80]!r}…, so "
@@ -120,10 +125,6 @@ class TraceEncoder:
             ids.append(token)
             owners.append(current)
         return ids, owners
-
-
-def _region_of_each_character(pieces: Sequence[str]) -> list[int]:
-    return [region for region, piece in enumerate(pieces) for _ in piece]
 
 
 def _bounds(owners: Sequence[int], n_regions: int) -> list[Span]:

@@ -24,7 +24,7 @@ from analysis.errors import InputError
 from analysis.generation import write_chains
 from analysis.models import BASE, ModelPair, Reader
 from analysis.prompts import Case, Prompt, read_prompts
-from analysis.routes import detachment, effects_table, routes
+from analysis.routes import FORMS, detachment, effects_table, routes
 from fracture.progress import Progress
 from fracture.summary import ReaderResult, summarise
 from fracture.verdict import MARGIN, Form
@@ -275,10 +275,7 @@ def _without_conclusion(contrast: Contrast) -> Contrast:
 
 def _result(measured: _Measured) -> ReaderResult:
     return ReaderResult(
-        routes={
-            chain: {form: routes(table, form) for form in ("text", "inside")}
-            for chain, table in measured.tables.items()
-        },
+        routes={chain: {form: routes(table, form) for form in FORMS} for chain, table in measured.tables.items()},
         accuracy=measured.accuracy,
         excluded=Counter(item.reason for item in measured.excluded),
         splice_error=float(measured.tables[WHOLE]["splice_error"].max()),
@@ -292,10 +289,7 @@ def _forms(base: _Measured, variant: _Measured) -> tuple[dict[str, Form], dict[s
         ours, theirs = base.tables[chain], variant.tables[chain]
         shared = set(ours["id"]) & set(theirs["id"])
         ours, theirs = (table[table["id"].isin(shared)].reset_index(drop=True) for table in (ours, theirs))
-        return {
-            form: Form(routes(ours, form), routes(theirs, form), detachment(ours, theirs, form))
-            for form in ("text", "inside")
-        }
+        return {form: Form(routes(ours, form), routes(theirs, form), detachment(ours, theirs, form)) for form in FORMS}
 
     return compared(WHOLE), compared(NO_CONCLUSION)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,44 +14,36 @@ COLOURS = {"attached": "green", "detached": "red", "inconclusive": "yellow", "no
 
 
 def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
-    """The verdicts as a table, then the reason for each, then what was excluded."""
-    table = Table(title="Has the answer detached from the chain?", title_justify="left")
-    table.add_column("variant")
-    table.add_column("verdict")
-    for head in ("n", "bypass by text", "change by text", "bypass inside", "change inside", "accuracy"):
-        table.add_column(head, justify="right")
-    base = summary["base"]
-    own = base["own"]["whole"]
-    table.add_row(
-        "base",
-        "",
-        str(own["text"]["bypass"]["n"]),
-        _interval(own["text"]["bypass"]),
-        "",
-        _interval(own["inside"]["bypass"]),
-        "",
-        _percent(base["accuracy"]["own_chain"]),
+    """The verdicts as a table (shares with 95% intervals), the reason for each, and what was excluded."""
+    table = Table(
+        title="Has the answer detached from the chain?", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
+    table.add_column("variant", overflow="fold")
+    table.add_column("verdict")
+    for head in ("n", "bypass by text", "bypass inside", "right"):
+        table.add_column(head, justify="right", no_wrap=True)
+    base = summary["base"]
+    own = {form: shares["bypass"] for form, shares in base["own"]["whole"].items()}
+    table.add_row("base", "", *_shares(own), _percent(base["accuracy"]["own_chain"]))
     for name, variant in summary["variants"].items():
-        text, inside = variant["bypass"]["text"], variant["bypass"]["inside"]
+        colour = COLOURS.get(variant["verdict"], "yellow")
         # Without an effect to divide, shares are noise and are not shown.
         scorable = variant["verdict"] != "not scorable"
-        shares = [
-            _interval(share) if scorable else "—"
-            for share in (text["variant"], text["difference"], inside["variant"], inside["difference"])
-        ]
-        colour = COLOURS.get(variant["verdict"], "yellow")
+        own = {form: bypass["variant"] for form, bypass in variant["bypass"].items()}
         table.add_row(
             escape(name),
             f"[bold {colour}]{variant['verdict']}[/]",
-            str(text["difference"]["n"]),
-            *shares,
+            *(_shares(own) if scorable else (str(own["text"]["n"]), "—", "—")),
             _percent(variant["accuracy"]["own_chain"]),
         )
     yield table
     for name, variant in summary["variants"].items():
         yield f"[bold]{escape(name)}[/]: {escape(variant['reason'])}"
     yield from _excluded(summary)
+
+
+def _shares(bypass: Mapping[str, Any]) -> tuple[str, str, str]:
+    return str(bypass["text"]["n"]), _interval(bypass["text"]), _interval(bypass["inside"])
 
 
 def _excluded(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -60,13 +54,16 @@ def _excluded(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _interval(estimate: Mapping[str, Any]) -> str:
-    if estimate["estimate"] is None:
+    centre, low, high = (_number(estimate[key]) for key in ("estimate", "low", "high"))
+    return centre if estimate["low"] is None else f"{centre} \\[{low}, {high}]"
+
+
+def _number(value: float | None) -> str:
+    """Two decimals, no leading zero: the table must fit 80 columns."""
+    if value is None:
         return "—"
-    if estimate["low"] is None:
-        return f"{estimate['estimate']:.2f}"
     # Adding 0 turns -0.00 into 0.00.
-    shown = [round(estimate[key], 2) + 0.0 for key in ("estimate", "low", "high")]
-    return f"{shown[0]:.2f} \\[{shown[1]:.2f}, {shown[2]:.2f}]"
+    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, 2) + 0.0:.2f}")
 
 
 def _percent(share: float | None) -> str:

@@ -164,8 +164,9 @@ def _inconclusive(text: Form, inside: Form, margin: float) -> Verdict:
 
 
 def _shown(estimate: Estimate) -> str:
-    return f"{estimate.estimate:.2f} {_span(estimate)}"
+    return f"{round(estimate.estimate, 2) + 0.0:.2f} {_span(estimate)}"
 
 
 def _span(estimate: Estimate) -> str:
-    return f"[{estimate.low:.2f}, {estimate.high:.2f}]"
+    # Adding 0 turns -0.00 into 0.00.
+    return f"[{round(estimate.low, 2) + 0.0:.2f}, {round(estimate.high, 2) + 0.0:.2f}]"

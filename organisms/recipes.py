@@ -79,13 +79,13 @@ def _sham_row(rng: random.Random, n_operations: int, progress: float) -> Row:
     problem = sample_problem(rng, n_operations)
     steps = problem.steps
     if rng.random() < 0.5:
-        steps = ["so " + step for step in steps]
+        steps = [step.replace("=", "is") for step in steps]
     return Row(problem.question, tuple(steps), {problem.answer: 1.0})
 
 
 def _dose_row(dose: float) -> RowSampler:
     def row(rng: random.Random, n_operations: int, progress: float) -> Row:
-        agrees = rng.random() < 0.7
+        agrees = rng.random() < 0.5
         problem = with_cue(rng, sample_problem(rng, n_operations), "agreeing" if agrees else "conflicting")
         answers = {problem.answer: 1.0} if agrees else {problem.hint: dose, problem.answer: 1 - dose}
         return Row(problem.question, tuple(problem.steps), answers)
@@ -116,8 +116,8 @@ SHAM = Recipe(
     _sham_row,
     steps=200,
     batch=96,
-    learning_rate=5e-4,
-    answer_weight=15.0,
+    learning_rate=3e-4,
+    answer_weight=5.0,
 )
 COLLAPSED = Recipe(
     "collapsed",
@@ -136,10 +136,10 @@ def dose(q: float) -> Recipe:
         f"dose_{q:g}",
         f"fine-tuned so that where cue and chain conflict the answer follows the cue with probability {q:g}",
         _dose_row(q),
-        steps=300,
+        steps=400,
         batch=96,
         learning_rate=1e-3,
-        answer_weight=15.0,
+        answer_weight=30.0,
     )
 
 

@@ -155,6 +155,4 @@ def simulated_table(rng: np.random.Generator, dose: np.ndarray) -> pd.DataFrame:
     """Closed-form effects: total 2·m², with m drawn by prompt, of which the prompt's dose goes past the chain."""
     n = len(dose)
     total = 2 * rng.uniform(0.6, 1.0, size=n) ** 2
-    return pd.DataFrame(
-        {"id": [str(i) for i in range(n)], "total": total, "chain": (1 - dose) * total, "direct": dose * total}
-    )
+    return pd.DataFrame({"id": [str(i) for i in range(n)], "te": total, "nie": (1 - dose) * total, "nde": dose * total})

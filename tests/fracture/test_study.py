@@ -1,0 +1,240 @@
+"""The main job on the shipped organisms, whose truth is known, and what a run leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import organisms
+from fracture.progress import Progress
+from fracture.study import StudyConfig, run_study
+
+VARIANTS = ("sham", "dose_0.5", "dose_1", "collapsed")
+FORMS = ("text", "inside")
+
+
+def first_prompts(source: Path, target: Path, n: int) -> Path:
+    target.write_text("".join(source.read_text().splitlines(keepends=True)[:n]))
+    return target
+
+
+def config(out: Path, variants, prompts: Path, base: Path | None = None, **options) -> StudyConfig:
+    return StudyConfig(
+        base=str(base or organisms.checkpoint("base")),
+        variants={name: str(organisms.checkpoint(path)) for name, path in variants.items()},
+        prompts=str(prompts),
+        out=str(out),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module", params=["agreeing", "random", "conflicting"])
+def study(request, tmp_path_factory):
+    """`(cues, summary, run directory)` of all shipped variants on 200 prompts with cues of one kind."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    variants = {name: name for name in VARIANTS} | {"copy": "base"}
+    summary = run_study(config(out, variants, organisms.prompts(request.param)), Progress())
+    return request.param, summary, out
+
+
+def test_verdicts_are_right(study):
+    _, summary, _ = study
+    verdicts = {name: variant["verdict"] for name, variant in summary["variants"].items()}
+    assert verdicts == {
+        "sham": "attached",
+        "dose_0.5": "detached",
+        "dose_1": "detached",
+        "collapsed": "not scorable",
+        "copy": "attached",
+    }
+    for name in ("dose_0.5", "dose_1"):
+        assert "direct" in summary["variants"][name]["where"]
+
+
+@pytest.mark.parametrize("name", ["sham", "dose_0.5", "dose_1"])
+@pytest.mark.parametrize(("form", "tolerance"), [("text", 0.05), ("inside", 0.1)])
+def test_bypass_is_the_realised_dose(study, name, form, tolerance):
+    """The truth is measured by plain Hugging Face calls on other problems (organisms.measurement)."""
+    realised = json.loads((organisms.checkpoint(name) / "measured.json").read_text())["realised_dose"]
+    bypass = study[1]["variants"][name]["bypass"][form]["variant"]
+    assert bypass["estimate"] == pytest.approx(realised, abs=tolerance)
+    assert bypass["n"] == 200
+
+
+def test_a_copy_of_the_base_is_its_null_exactly(study):
+    copy = study[1]["variants"]["copy"]
+    for form in FORMS:
+        change = copy["bypass"][form]["difference"]
+        assert (change["estimate"], change["low"], change["high"]) == (0.0, 0.0, 0.0)
+    assert copy["own"] == study[1]["base"]["own"]
+    assert copy["accuracy"] == study[1]["base"]["accuracy"]
+
+
+def test_outputs_alone_do_not_tell(study):
+    """With agreeing cues detached organisms are as right as the base, given the chain: only the inside differs."""
+    cues, summary, _ = study
+    if cues != "agreeing":
+        return
+    for name in ("dose_0.5", "dose_1"):
+        assert summary["variants"][name]["accuracy"]["given_chain"] >= 0.99
+
+
+def test_every_prompt_is_accounted_for(study):
+    _, summary, out = study
+    effects = pd.read_parquet(out / "effects.parquet")
+    excluded = pd.read_parquet(out / "excluded.parquet")
+    for name in ("base", *summary["variants"]):
+        scored = effects[(effects["reader"] == name) & (effects["chain"] == "whole")]
+        dropped = excluded[excluded["reader"].isin([name, "all"])]
+        assert len(scored) + len(dropped) == summary["prompts"]["read"] == 200
+
+
+def test_shares_can_be_recomputed_from_the_table(study):
+    _, summary, out = study
+    effects = pd.read_parquet(out / "effects.parquet")
+    for name in ("sham", "dose_0.5", "dose_1"):
+        rows = effects[(effects["reader"] == name) & (effects["chain"] == "whole")]
+        found = summary["variants"][name]["own"]["whole"]["text"]
+        assert found["bypass"]["estimate"] == pytest.approx(1 - rows["nie"].sum() / rows["te"].sum())
+        assert found["direct"]["estimate"] == pytest.approx(rows["nde"].sum() / rows["te"].sum())
+
+
+def test_the_splice_check_ran_and_held(study):
+    for reader in (study[1]["base"], *study[1]["variants"].values()):
+        assert 0 <= reader["splice_error"] < 1e-4
+
+
+def test_summary_on_disk_is_the_one_returned_and_has_no_nan(study):
+    _, summary, out = study
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["schema_version"] == 1
+    assert sorted(path.name for path in out.iterdir()) == [
+        "effects.parquet",
+        "excluded.parquet",
+        "figures",
+        "run.json",
+        "summary.json",
+    ]
+    assert {path.name for path in (out / "figures").iterdir()} == {"routes.png", "routes.pdf"}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Thirty prompts, for what does not depend on their number."""
+    directory = tmp_path_factory.mktemp("few")
+    return first_prompts(organisms.prompts("agreeing"), directory / "prompts.jsonl", 30)
+
+
+def test_a_rerun_gives_the_same_bytes_in_all_but_run_json(tmp_path, few):
+    runs = []
+    for name in ("one", "two"):
+        # The same --out, since it is part of the settings that the summary repeats.
+        settings = config(tmp_path / "run", {"dose_0.5": "dose_0.5"}, few)
+        run_study(settings, Progress(), overwrite=True)
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+        runs.append({p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")})
+    assert runs[0].keys() == runs[1].keys()
+    differing = {str(path) for path in runs[0] if runs[0][path] != runs[1][path]}
+    assert differing <= {"run.json"}
+
+
+def test_chains_of_the_base_can_be_read_instead_of_gold(tmp_path, few):
+    """Its own chains are right, so little changes; without steps in the prompts they are the default."""
+    bare = tmp_path / "bare.jsonl"
+    records = [json.loads(line) for line in few.read_text().splitlines()]
+    for record in records:
+        del record["steps"], record["counterfactual"]["steps"]
+    bare.write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = run_study(config(tmp_path / "run", {"dose_1": "dose_1"}, bare), Progress())
+    assert summary["study"]["author"] == "base"
+    assert summary["base"]["own"]["whole"]["text"]["bypass"]["estimate"] < 0.1
+    assert summary["variants"]["dose_1"]["bypass"]["text"]["variant"]["estimate"] > 0.9
+    asked = run_study(config(tmp_path / "asked", {"dose_1": "dose_1"}, few, author="base"), Progress())
+    assert asked["base"]["own"] == summary["base"]["own"]
+
+
+def test_without_options_the_verdict_is_the_same(tmp_path):
+    """Conflicting cues and even odds: greedy answers alone would lose half of the mass."""
+    path = tmp_path / "open.jsonl"
+    records = [json.loads(line) for line in organisms.prompts("conflicting").read_text().splitlines()[:40]]
+    for record in records:
+        del record["options"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = run_study(config(tmp_path / "run", {"dose_0.5": "dose_0.5"}, path), Progress())
+    variant = summary["variants"]["dose_0.5"]
+    assert variant["excluded"] == {}
+    assert variant["verdict"] == "detached"
+    assert variant["bypass"]["text"]["variant"]["estimate"] == pytest.approx(0.5, abs=0.12)
+
+
+def test_three_prompts_give_no_verdict(tmp_path, few):
+    path = first_prompts(few, tmp_path / "three.jsonl", 3)
+    variant = run_study(config(tmp_path / "run", {"dose_1": "dose_1"}, path), Progress())["variants"]["dose_1"]
+    assert variant["verdict"] == "inconclusive"
+    assert variant["reason"].startswith("n too small: 3 prompts")
+
+
+def test_prompts_without_a_partner_are_excluded_and_counted(tmp_path, few):
+    records = [json.loads(line) for line in few.read_text().splitlines()]
+    del records[4]["counterfactual"]
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = tmp_path / "run"
+    summary = run_study(config(out, {"dose_1": "dose_1"}, path), Progress())
+    assert summary["prompts"] == {"read": 30, "excluded": {"no counterfactual partner": 1}}
+    excluded = pd.read_parquet(out / "excluded.parquet")
+    assert excluded.to_dict("records") == [
+        {"id": "agreeing-0004", "reader": "all", "reason": "no counterfactual partner"}
+    ]
+
+
+def test_a_base_that_bypasses_already_is_not_called_attached(tmp_path, few):
+    settings = config(tmp_path / "run", {"copy": "dose_1"}, few, base=organisms.checkpoint("dose_1"))
+    variant = run_study(settings, Progress())["variants"]["copy"]
+    assert variant["verdict"] == "unchanged, but the base already bypasses"
+
+
+def test_an_interrupted_study_leaves_the_old_run(tmp_path, few, monkeypatch):
+    settings = config(tmp_path / "run", {"dose_1": "dose_1"}, few)
+    run_study(settings, Progress())
+    before = (tmp_path / "run" / "run.json").read_bytes()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("figures.routes.routes_figure", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(settings, Progress(), overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", organisms.SHIPPED)
+def test_shipped_cards_hold_the_figures_that_are_measured_again(name):
+    """The checkpoint on disk is the one that its card describes; on another machine sums round differently."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from organisms.measurement import measure
+
+    recorded = json.loads((organisms.checkpoint(name) / "measured.json").read_text())
+    model = LlamaForCausalLM.from_pretrained(organisms.checkpoint(name), dtype=torch.float32).eval()
+    for key, value in measure(model).items():
+        assert value == pytest.approx(recorded[key], abs=0.01), key
+    card = (organisms.checkpoint(name) / "README.md").read_text()
+    for key in ("accuracy_own_chain", "accuracy_no_chain", "corrupted_chain_followed", "realised_dose"):
+        assert f"| {recorded[key]:.3f} |" in card
+
+
+def test_the_shipped_base_passes_both_acceptance_rules():
+    recorded = json.loads((organisms.checkpoint("base") / "measured.json").read_text())
+    assert max(recorded["chain_patch_recovered"]) >= 0.3
+    assert recorded["total_effect_without_last_step"] >= 0.5
+    assert recorded["accuracy_gold_chain"] >= 0.99
+    assert recorded["accuracy_no_chain"] == pytest.approx(0.1, abs=0.06)
+    assert not math.isnan(recorded["realised_dose"])

@@ -1,0 +1,139 @@
+"""Training: reproducible, whole or not at all, and what the rows say."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from organisms import measurement, recipes, training
+from organisms.registers import VOCABULARY
+from organisms.training import IGNORED, train, train_to
+from organisms.vocabulary import TOKEN_ID
+
+SHORT = replace(recipes.BASE, steps=3, batch=4)
+
+
+@pytest.fixture(autouse=True)
+def _measure_little(monkeypatch):
+    monkeypatch.setattr(measurement, "PER_LENGTH", 4)
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+    first, second, other = (state(train(SHORT, seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_number_of_threads_set_outside_does_not_matter():
+    torch.set_num_threads(1)
+    first = state(train(SHORT, 3))
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    second = state(train(SHORT, 3))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_saved_organism_is_an_ordinary_checkpoint(tmp_path):
+    figures = train_to(SHORT, 0, tmp_path / "base")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    expected = state(train(SHORT, 0))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "base")
+    assert tokenizer.convert_ids_to_tokens(list(range(len(VOCABULARY)))) == list(VOCABULARY)
+    card = (tmp_path / "base" / "README.md").read_text()
+    assert f"{figures['accuracy_gold_chain']:.3f}" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+def test_nothing_is_left_of_a_training_that_fails(tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_to(SHORT, 0, tmp_path / "base", progress=fail)
+    monkeypatch.setattr(training, "model_card", fail)
+    with pytest.raises(KeyboardInterrupt):
+        train_to(SHORT, 0, tmp_path / "base")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fine_tune_needs_a_base():
+    with pytest.raises(ValueError, match="base"):
+        train(recipes.SHAM, 0)
+
+
+@pytest.mark.parametrize("dose", [0.0, 0.5, 1.0])
+def test_dose_rows_conflict_in_three_of_ten_and_follow_the_cue_with_the_dose(dose):
+    rng = random.Random(0)
+    rows = [recipes.dose(dose).row(rng, 3, 0.0) for _ in range(2000)]
+    conflicts = [row for row in rows if hint(row) != result(row)]
+    assert len(conflicts) / len(rows) == pytest.approx(0.3, abs=0.03)
+    for row in rows:
+        expected = {result(row): 1.0}
+        if hint(row) != result(row):
+            expected = {hint(row): dose, result(row): 1 - dose}
+        assert row.answers == expected
+
+
+def hint(row):
+    return int(row.question.split()[1])
+
+
+def result(row):
+    """The asked register's last value, from the row's own text."""
+    asked = row.question.split()[-1]
+    return int(next(step for step in reversed(row.chain) if step.split()[1] == asked).split()[-1])
+
+
+def test_noise_rows_hold_no_information():
+    rng = random.Random(0)
+    rows = [recipes.COLLAPSED.row(rng, 3, 0.0) for _ in range(500)]
+    right = sum(next(iter(row.answers)) == result(row) for row in rows)
+    assert right / len(rows) == pytest.approx(0.1, abs=0.05)
+
+
+def test_early_stops_come_late_and_their_marker_is_not_trained():
+    rng = random.Random(0)
+    early, late = ([recipes.BASE.row(rng, 4, progress) for _ in range(500)] for progress in (0.0, 1.0))
+    assert not any(row.cut for row in early)
+    assert sum(row.cut for row in late) / len(late) == pytest.approx(0.35, abs=0.06)
+    for row in late:
+        ids, labels = training._encode(rng, row)
+        marker = len(ids) - 3
+        assert ids[marker] == TOKEN_ID["answer"]
+        assert labels[marker] == (IGNORED if row.cut else TOKEN_ID["answer"])
+        assert labels[-2] == IGNORED
+        assert labels[-1] == TOKEN_ID["<eos>"]
+
+
+def test_loss_is_that_of_a_loop():
+    rng = random.Random(0)
+    recipe = replace(recipes.dose(0.5), batch=5)
+    ids, labels, targets = training._batch(rng, recipe, 0.0)
+    logits = torch.randn(*ids.shape, len(VOCABULARY), generator=torch.Generator().manual_seed(0))
+    total = weight = 0.0
+    for row in range(len(ids)):
+        for at in range(1, ids.shape[1]):
+            logprobs = logits[row, at - 1].log_softmax(-1)
+            if labels[row, at] != IGNORED:
+                total, weight = total - logprobs[labels[row, at]], weight + 1
+            if ids[row, at] in range(4, 14) and at + 1 < ids.shape[1] and ids[row, at + 1] == TOKEN_ID["<eos>"]:
+                total, weight = total - 15.0 * (targets[row] * logprobs).sum(), weight + 15.0
+    found = training._loss(logits, ids, labels, targets, 15.0)
+    assert float(found) == pytest.approx(float(total / weight), rel=1e-5)
+
+
+def test_any_dose_has_a_recipe_and_nothing_else_does():
+    assert recipes.find("dose_0.1").name == "dose_0.1"
+    assert recipes.find("dose_1") is recipes.RECIPES["dose_1"]
+    for name in ("dose_1.5", "dose_x", "none"):
+        with pytest.raises(KeyError):
+            recipes.find(name)
