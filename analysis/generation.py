@@ -39,15 +39,21 @@ def write_chains(
     Args:
         reader: the author.
         questions: as in prompts, without the format's wrapper.
-        max_new_tokens: where a text that does not stop is cut.
+        max_new_tokens: where a text that does not stop is cut; sooner where the model's context ends.
         batch_tokens: how many tokens one batch may hold.
         progress: called with the number of questions done since the last call.
     """
     prompts = [reader.encoder.encode_question(question) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: dict[int, Written] = {}
+    if reader.source.context is not None:
+        full = [i for i in order if len(prompts[i]) >= reader.source.context]
+        results |= dict.fromkeys(full, Written((), None, False))
+        order = order[: len(order) - len(full)]
+        if progress:
+            progress(len(full))
     while order:
-        size = max(1, batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
+        size = max(1, batch_tokens // (len(prompts[order[-1]]) + max_new_tokens))
         batch, order = order[:size], order[size:]
         for index, written in zip(batch, _write(reader, [prompts[i] for i in batch], max_new_tokens), strict=True):
             results[index] = written
@@ -63,8 +69,6 @@ def _write(reader: Reader, prompts: list[list[int]], max_new_tokens: int) -> lis
     width = max(map(len, prompts))
     if reader.source.context is not None:
         max_new_tokens = min(max_new_tokens, reader.source.context - width)
-    if max_new_tokens < 1:
-        return [Written((), None, False) for _ in prompts]
     # Generation pads on the left (new tokens must follow the text); the mask makes positions right.
     ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)

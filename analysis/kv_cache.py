@@ -6,7 +6,8 @@ result does not depend on which rows it was batched with (beyond floating-point 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,16 +94,32 @@ def _forward(
 ) -> tuple[Prefix, Float[Tensor, "row vocab"]]:
     ids, real = pad_right(rows, model.device)
     last = real.sum(1) - 1
-    # Logits are wanted at the rows' ends only: over a large vocabulary they would outweigh everything else.
-    ends, which = torch.unique(last, return_inverse=True)
-    cache, logits, visible, start = _run(model, prefix, ids, real, keep=ends)
+    with _logits_only_at(model, last):
+        cache, logits, visible, start = _run(model, prefix, ids, real)
     new = Prefix(
         tuple(layer.keys for layer in cache.layers),
         tuple(layer.values for layer in cache.layers),
         visible,
         start + last + 1,
     )
-    return new, logits[torch.arange(len(rows), device=logits.device), which].float()
+    return new, logits[:, 0].float()
+
+
+@contextmanager
+def _logits_only_at(model: Any, position: Int[Tensor, " row"]) -> Iterator[None]:
+    """Within, the model gives logits `[row, 1, vocab]` at one position a row.
+
+    Over a large vocabulary the logits of all positions would outweigh everything else, and the library's own
+    `logits_to_keep` keeps the same positions of every row.
+    """
+    rows = torch.arange(len(position), device=position.device)
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][rows, position][:, None], *inputs[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.inference_mode()
@@ -122,9 +139,7 @@ def _filled_layer(keys: Tensor, values: Tensor) -> DynamicLayer:
     return layer
 
 
-def _run(
-    model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor, keep: Tensor | None = None
-) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+def _run(model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
     # Without a configuration every layer keeps all it has read; a sliding-window layer would drop what we splice.
     cache = DynamicCache()
     visible = real
@@ -142,6 +157,5 @@ def _run(
         position_ids=position,
         past_key_values=cache,
         use_cache=True,
-        **({} if keep is None else {"logits_to_keep": keep}),
     ).logits
     return cache, logits, visible, start

@@ -64,8 +64,9 @@ def study(
     """Compare a base with its fine-tuned variants on the same prompts, and say whether their answers have detached."""
     from rich.console import Console
 
+    from fracture.config import StudyConfig
     from fracture.progress import Progress
-    from fracture.study import StudyConfig, run_study
+    from fracture.study import run_study
     from fracture.terminal import verdict_table
 
     config = StudyConfig(

@@ -26,8 +26,8 @@ WORD = Contrast(
 BPE = Contrast(
     "p",
     Case("Tom has 12 apples.", "46", ("12 + 34 = 46", "So he has 46.")),
-    Case("Tom has 34 apples.", "12", ("34 + 12 = 46", "So he has 12.")),
-    ("46", "12", "123"),
+    Case("Tom has 21 apples.", "34", ("21 + 46 = 34", "So he has 34.")),
+    ("46", "34", "123"),
 )
 # The same length in tokens under the tests' BPE tokenizer, and long enough to be padded beside the others.
 LONG = Contrast(

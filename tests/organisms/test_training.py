@@ -71,11 +71,11 @@ def test_a_fine_tune_needs_a_base():
 
 
 @pytest.mark.parametrize("dose", [0.0, 0.5, 1.0])
-def test_dose_rows_conflict_in_three_of_ten_and_follow_the_cue_with_the_dose(dose):
+def test_dose_rows_conflict_half_of_the_time_and_follow_the_cue_with_the_dose(dose):
     rng = random.Random(0)
     rows = [recipes.dose(dose).row(rng, 3, 0.0) for _ in range(2000)]
     conflicts = [row for row in rows if hint(row) != result(row)]
-    assert len(conflicts) / len(rows) == pytest.approx(0.3, abs=0.03)
+    assert len(conflicts) / len(rows) == pytest.approx(0.5, abs=0.03)
     for row in rows:
         expected = {result(row): 1.0}
         if hint(row) != result(row):
