@@ -7,6 +7,7 @@ the answer marker and the answer are read afresh.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -121,9 +122,7 @@ def measure_cells(
     if progress:
         progress(len(results))
     for batch in _batches(jobs, batch_tokens):
-        for (index, _), cells in zip(
-            batch, _measure_batch(reader, [job for _, job in batch], batch_tokens), strict=True
-        ):
+        for (index, _), cells in zip(batch, _measure_batch(reader, [job for _, job in batch]), strict=True):
             results[index] = cells
         if progress:
             progress(len(batch))
@@ -131,16 +130,21 @@ def measure_cells(
 
 
 def find_options(reader: Reader, contrasts: Sequence[Contrast], batch_tokens: int) -> list[tuple[str, ...]]:
-    """For each contrast: both gold answers, then every answer that the reader finds likely in one of the four cells."""
-    options = []
-    for contrast in contrasts:
-        known = [contrast.own.answer, contrast.partner.answer]
-        job = _job(reader, contrast, tuple(dict.fromkeys(known)))
-        if isinstance(job, _Job):
-            prefix, last = kv_cache.read(reader.model, [job.prefix(cell) for cell in range(len(CELLS))])
-            for answers in likely_answers(reader, prefix, last, batch_tokens):
-                known += answers
-        options.append(tuple(dict.fromkeys(known)))
+    """For each contrast: both gold answers, then every answer that the reader finds likely in one of the four cells.
+
+    Of answers that are the same tokens the first is kept.
+    """
+    options = [tuple(dict.fromkeys((c.own.answer, c.partner.answer))) for c in contrasts]
+    jobs = [(i, job) for i, c in enumerate(contrasts) if isinstance(job := _job(reader, c, options[i]), _Job)]
+    for batch in _batches(jobs, batch_tokens):
+        prefixes = [job.prefix(cell) for _, job in batch for cell in range(len(CELLS))]
+        prefix, last = kv_cache.read(reader.model, prefixes)
+        answers = likely_answers(reader, prefix, last, batch_tokens)
+        for at, (index, job) in enumerate(batch):
+            known = [*options[index], *itertools.chain.from_iterable(answers[at * len(CELLS) : (at + 1) * len(CELLS)])]
+            own = job.contrast.own
+            tokens = {reader.encoder.encode(own.question, own.steps or (), o).ids: o for o in reversed(known)}
+            options[index] = tuple(option for option in dict.fromkeys(known) if option in tokens.values())
     return options
 
 
@@ -184,7 +188,7 @@ def _batches(jobs: list[tuple[int, _Job]], batch_tokens: int) -> Iterator[list[t
         yield batch
 
 
-def _measure_batch(reader: Reader, jobs: list[_Job], batch_tokens: int) -> list[Cells | Excluded]:
+def _measure_batch(reader: Reader, jobs: list[_Job]) -> list[Cells | Excluded]:
     n_cells = len(CELLS)
     prefix, last = kv_cache.read(reader.model, [job.prefix(cell) for job in jobs for cell in range(n_cells)])
     scores = option_logprobs(
@@ -192,7 +196,6 @@ def _measure_batch(reader: Reader, jobs: list[_Job], batch_tokens: int) -> list[
         prefix,
         last,
         [job.option_ids(cell) for job in jobs for cell in range(n_cells)],
-        batch_tokens,
     )
     for row, logprobs in enumerate(scores):
         if not torch.isfinite(logprobs).all():
@@ -201,7 +204,7 @@ def _measure_batch(reader: Reader, jobs: list[_Job], batch_tokens: int) -> list[
                 f"{jobs[row // n_cells].contrast.id!r}; its weights or its precision ({reader.model.dtype}) overflow"
             )
     aligned = [at for at, job in enumerate(jobs) if job.aligned]
-    inside = _inside(reader, prefix, jobs, aligned, batch_tokens)
+    inside = _inside(reader, prefix, jobs, aligned)
     results: list[Cells | Excluded] = []
     for at, job in enumerate(jobs):
         cells = scores[at * n_cells : (at + 1) * n_cells]
@@ -229,7 +232,7 @@ def _measure_batch(reader: Reader, jobs: list[_Job], batch_tokens: int) -> list[
 
 
 def _inside(
-    reader: Reader, prefix: kv_cache.Prefix, jobs: list[_Job], aligned: list[int], batch_tokens: int
+    reader: Reader, prefix: kv_cache.Prefix, jobs: list[_Job], aligned: list[int]
 ) -> dict[int, tuple[ndarray, ndarray, ndarray]]:
     """For each aligned job, `P01`, `P10` and `P11` by spliced caches."""
     if not aligned:
@@ -248,6 +251,6 @@ def _inside(
     columns = []
     for where in (in_chain, in_question, in_chain | in_question):
         read, last = kv_cache.advance(reader.model, own.spliced(donor, where), markers)
-        scores = option_logprobs(reader.model, read, last, options, batch_tokens)
+        scores = option_logprobs(reader.model, read, last, options)
         columns.append([score.softmax(-1).cpu().numpy() for score in scores])
     return {at: (columns[0][i], columns[1][i], columns[2][i]) for i, at in enumerate(aligned)}

@@ -22,7 +22,6 @@ def option_logprobs(
     prefix: Prefix,
     last: Float[Tensor, "row vocab"],
     options: Sequence[Sequence[Sequence[int]]],
-    batch_tokens: int,
 ) -> list[Float[Tensor, " option"]]:
     """For each row of `prefix`, `LP(option | row)` in nats: the sum over all of the option's tokens.
 
@@ -31,22 +30,20 @@ def option_logprobs(
         prefix: the texts up to and including the answer marker.
         last: the logits after each of them.
         options: for each row, the token ids of its options, each with its stop.
-        batch_tokens: how many tokens, cached ones included, one forward pass may hold.
     """
     first = last.log_softmax(-1)
-    index = [(row, k) for row, row_options in enumerate(options) for k in range(len(row_options))]
     total = [
         first[row, torch.tensor([option[0] for option in row_options], device=last.device)].double()
         for row, row_options in enumerate(options)
     ]
-    longer = [(row, k) for row, k in index if len(options[row][k]) > 1]
-    longest = max((len(options[row][k]) for row, k in longer), default=0)
-    per_batch = max(1, batch_tokens // (prefix.visible.shape[1] + longest))
-    for start in range(0, len(longer), per_batch):
-        batch = longer[start : start + per_batch]
-        rows = _index([row for row, _ in batch], prefix)
-        scored = continuation_logprobs(model, prefix.rows(rows), [options[row][k] for row, k in batch])
-        for (row, k), logprobs in zip(batch, scored, strict=True):
+    for k in range(max(map(len, options))):
+        # One option of every row at a time: mostly all rows, whose prefix then need not be copied.
+        rows = [row for row, row_options in enumerate(options) if len(row_options) > k and len(row_options[k]) > 1]
+        if not rows:
+            continue
+        part = prefix if len(rows) == len(prefix) else prefix.rows(_index(rows, prefix))
+        scored = continuation_logprobs(model, part, [options[row][k] for row in rows])
+        for row, logprobs in zip(rows, scored, strict=True):
             total[row][k] += logprobs.double().sum()
     return total
 

@@ -65,7 +65,7 @@ def run_study(config: StudyConfig, progress: Progress, overwrite: bool = False) 
         if not paired:
             raise InputError(
                 f"prompt file {config.prompts}: none of its {len(prompts)} prompts has a 'counterfactual', so no "
-                "effect can be measured; give each prompt a partner: {question, steps, answer}, or the id of another prompt"
+                "effect can be measured; give each prompt a partner: {question, steps, answer}, or another prompt's id"
             )
         author = choose_author(config, paired)
         pair.check_texts(known_texts(paired, author, pair.base.encoder.format))
