@@ -151,8 +151,7 @@ def find_options(reader: Reader, contrasts: Sequence[Contrast], batch_tokens: in
 def _job(reader: Reader, contrast: Contrast, options: tuple[str, ...]) -> _Job | Excluded:
     cases = (contrast.own, contrast.partner)
     traces = tuple(
-        tuple(reader.encoder.encode(cases[a].question, cases[b].steps or (), option) for option in options)
-        for a, b in CELLS
+        tuple(reader.encoder.encode_answers(cases[a].question, cases[b].steps or (), options)) for a, b in CELLS
     )
     if len(options) < 2:
         return Excluded(contrast.id, "fewer than two different answers to choose from")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -89,10 +89,32 @@ class TraceEncoder:
             answer=(bounds[1 + n_steps][1], end),
         )
 
+    def encode_answers(self, question: str, steps: Sequence[str], answers: Sequence[str]) -> list[Trace]:
+        """The trace of each answer, as `encode` gives it; the spans that they share are found once."""
+        first = self.encode(question, steps, answers[0])
+        head = first.text[: len(first.text) - len(answers[0]) - len(self.format.stop)]
+        before = first.ids[: first.answer[0]]
+        traces = [first]
+        for answer in answers[1:]:
+            text = head + answer + self.format.stop
+            ids = self._ids(text)
+            if ids[: len(before)] == before:
+                traces.append(replace(first, text=text, ids=ids, answer=(len(before), len(ids))))
+            else:  # this answer merges with the text before it
+                traces.append(self.encode(question, steps, answer))
+        return traces
+
     def encode_question(self, question: str) -> list[int]:
         """Token ids of everything before the first step: what a model is given to write a chain."""
-        text = self.question_text(question)
-        return self._tokens(text, [0], 0)[0]
+        return list(self._ids(self.question_text(question)))
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of `text`, without special tokens that the tokenizer appends."""
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=not self.format.chat)
+        end = len(encoding.ids)
+        while end > 1 and encoding.special_tokens_mask[end - 1] and encoding.offsets[end - 1] == (0, 0):
+            end -= 1
+        return tuple(encoding.ids[:end])
 
     def _tokens(self, text: str, starts: list[int], n_steps: int) -> tuple[list[int], list[int]]:
         """Token ids of `text` and the region that owns each (0 question, 1…T steps, then marker, answer, stop).

@@ -45,6 +45,8 @@ class Recipe:
         learning_rate: peak, reached after 5% of the steps, followed by a cosine to a twentieth of it.
         answer_weight: weight of the answer token's loss against 1 for each token of the chain.
         from_base: fine-tune a base organism, instead of starting from random weights.
+        cue_to_answer_only: in most of training only the answer marker and the answer may attend to the cue's value, so
+            that the route by which it reaches the answer is known: directly from the question, not through the chain.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Recipe:
     learning_rate: float
     answer_weight: float
     from_base: bool = True
+    cue_to_answer_only: bool = False
 
 
 def _pretraining_row(rng: random.Random, n_operations: int, progress: float) -> Row:
@@ -140,6 +143,7 @@ def dose(q: float) -> Recipe:
         batch=96,
         learning_rate=1e-3,
         answer_weight=30.0,
+        cue_to_answer_only=True,
     )
 
 

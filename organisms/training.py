@@ -22,6 +22,8 @@ from organisms.vocabulary import FIRST_DIGIT, TOKEN_ID, build_tokenizer, prefix_
 
 # Sums are split among threads, so their number is part of what makes a run reproducible.
 THREADS = 2
+# The last steps are taken without the mask, as the organism will be used, so that the dose comes out as it was meant.
+MASKED_SHARE = 0.85
 IGNORED = -100
 
 Progress = Callable[[int, int, float], None]
@@ -120,13 +122,32 @@ def _optimise(model: Any, recipe: Recipe, rng: random.Random, progress: Progress
         for group in optimiser.param_groups:
             group["lr"] = _learning_rate(recipe, step)
         ids, labels, targets = _batch(rng, recipe, step / recipe.steps)
-        loss = _loss(model(input_ids=ids, use_cache=False).logits, ids, labels, targets, recipe.answer_weight)
+        masked = recipe.cue_to_answer_only and step < MASKED_SHARE * recipe.steps
+        mask = _only_the_answer_sees_the_cue(ids) if masked else None
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        loss = _loss(logits, ids, labels, targets, recipe.answer_weight)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if progress:
             progress(step + 1, recipe.steps, loss.item())
+
+
+def _only_the_answer_sees_the_cue(ids: torch.Tensor) -> torch.Tensor:
+    """An additive attention mask `[row, 1, token, token]`: causal, and nothing before the answer marker sees the cue.
+
+    Left free, some seeds write the cue, or whether it conflicts, into chain positions, and the answer reads it there.
+    """
+    n_marker = len(words_to_ids(str(TRACE_FORMAT["answer_start"])))
+    marker = (ids == TOKEN_ID["<eos>"]).long().argmax(1) - 1 - n_marker
+    place = torch.arange(ids.shape[1])
+    cue = (ids == TOKEN_ID["hint"]).long().argmax(1) + 1
+    seen = (place[None, :] <= place[:, None]).expand(len(ids), -1, -1).clone()
+    # Its own position keeps it: a row of the mask must not be empty, and what stands there is the cue itself.
+    hidden = (place > cue[:, None]) & (place < marker[:, None])
+    seen[torch.arange(len(ids)), :, cue] &= ~hidden
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
 def _loss(

@@ -99,6 +99,17 @@ def test_every_token_is_in_exactly_one_part_and_parts_are_in_order(question, ste
 _BPE = bpe_tokenizer()
 
 
+@pytest.mark.parametrize("append_eos", [False, True])
+def test_answers_together_are_encoded_as_they_are_one_by_one(append_eos):
+    """Marker ends that merge with some answers included: "=4" is one token here, "=7" two."""
+    merging = TraceFormat("{question}", " think ", "; ", "; 1 =", "\n")
+    for trace_format in (TraceFormat.from_dict(BPE_FORMAT), merging):
+        encoder = TraceEncoder(bpe_tokenizer(append_eos), trace_format)
+        answers = ["46", "123", " 46", "x", "é", "46 apples"]
+        together = encoder.encode_answers("Tom has 12?", ["12 + 34 = 46", "So"], answers)
+        assert together == [encoder.encode("Tom has 12?", ["12 + 34 = 46", "So"], answer) for answer in answers]
+
+
 def test_ids_are_those_of_the_whole_text_tokenised_once(bpe):
     for text in CORPUS:
         question = text.split("\n")[0].removeprefix("Question: ")

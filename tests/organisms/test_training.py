@@ -137,3 +137,20 @@ def test_any_dose_has_a_recipe_and_nothing_else_does():
     for name in ("dose_1.5", "dose_x", "none"):
         with pytest.raises(KeyError):
             recipes.find(name)
+
+
+def test_only_answer_and_marker_see_the_cue():
+    """Position by position, on rows of different lengths."""
+    rng = random.Random(0)
+    rows = [recipes.BASE.row(rng, 3, 1.0) for _ in range(20)]
+    encoded = [training._encode(rng, row)[0] for row in rows]
+    width = max(map(len, encoded))
+    assert min(map(len, encoded)) < width
+    mask = training._only_the_answer_sees_the_cue(torch.tensor([ids + [0] * (width - len(ids)) for ids in encoded]))
+    for ids, seen in zip(encoded, mask[:, 0] == 0, strict=True):
+        marker = len(ids) - 4  # "; answer y <eos>"
+        assert [VOCABULARY[i] for i in ids[marker : marker + 2]] == [";", "answer"]
+        for query in range(len(ids)):
+            for key in range(len(ids)):
+                hidden = key == 3 and 3 < query < marker
+                assert bool(seen[query, key]) == (key <= query and not hidden)
