@@ -19,7 +19,7 @@ def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
         title="Has the answer detached from the chain?", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("variant", overflow="fold")
-    table.add_column("verdict")
+    table.add_column("verdict", min_width=len("not scorable"))
     for head in ("n", "bypass by text", "bypass inside", "right"):
         table.add_column(head, justify="right", no_wrap=True)
     base = summary["base"]
