@@ -10,11 +10,13 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from fracture.verdict import MIN_TOTAL_EFFECT
+
 COLOURS = {"attached": "green", "detached": "red", "inconclusive": "yellow", "not scorable": "magenta"}
 
 
 def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
-    """The verdicts as a table (shares with 95% intervals), the reason for each, and what was excluded."""
+    """The verdicts as a table (shares with 95% intervals), the reasons and other shares, what was excluded."""
     table = Table(
         title="Has the answer detached from the chain?", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -39,7 +41,23 @@ def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
     yield table
     for name, variant in summary["variants"].items():
         yield f"[bold]{escape(name)}[/]: {escape(variant['reason'])}"
+        if variant["verdict"] != "not scorable":
+            yield from _other_shares(variant)
     yield from _excluded(summary)
+
+
+def _other_shares(variant: Mapping[str, Any]) -> Iterator[str]:
+    """What stands beside bypass: with interaction, direct and bypass differ."""
+    yield f"  direct: {_both(variant['direct'])}"
+    yield f"  covert: {_interval(variant['covert']['inside']['variant'])}"
+    cut = variant["no_conclusion"]
+    total = cut["total"]["text"]["variant"]
+    scorable = total["low"] is not None and total["low"] >= MIN_TOTAL_EFFECT
+    yield f"  bypass, last step removed: {_both(cut['bypass']) if scorable else f'total effect {_interval(total)}'}"
+
+
+def _both(share: Mapping[str, Any]) -> str:
+    return f"{_interval(share['text']['variant'])} text, {_interval(share['inside']['variant'])} inside"
 
 
 def _shares(bypass: Mapping[str, Any]) -> tuple[str, str, str]:

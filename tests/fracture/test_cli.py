@@ -102,15 +102,30 @@ def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
         own = {"whole": {"text": {"bypass": text}, "inside": {"bypass": inside}}}
         return {"own": own, "accuracy": {"own_chain": 0.97}, "excluded": {}, **more}
 
-    def variant(verdict, text, inside):
+    def variant(verdict, text, inside, total_low=0.4):
         bypass = {"text": {"variant": text}, "inside": {"variant": inside}}
-        return reader(text, inside, verdict=verdict, reason="because [x]", bypass=bypass)
+        covert = {"inside": {"variant": estimate(0.3, 0.2, 0.4)}}
+        total = {"text": {"variant": estimate(0.5, total_low, 0.9)}}
+        return reader(
+            text,
+            inside,
+            verdict=verdict,
+            reason="because [x]",
+            bypass=bypass,
+            direct=bypass,
+            covert=covert,
+            no_conclusion={"bypass": bypass, "total": total},
+        )
 
     wide = estimate(-0.123, -0.154, -0.092)
     summary = {
         "prompts": {"read": 200, "excluded": {"too long": 3}},
         "base": reader(estimate(-0.001, -0.004, 0.004), estimate(None, n=0)),
-        "variants": {"sft": variant("detached", wide, wide), "gone": variant("not scorable", wide, wide)},
+        "variants": {
+            "sft": variant("detached", wide, wide),
+            "gone": variant("not scorable", wide, wide),
+            "short": variant("attached", wide, wide, total_low=0.1),
+        },
     }
     console = Console(file=io.StringIO(), width=80)
     for part in verdict_table(summary):
@@ -122,7 +137,14 @@ def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
     assert sft.count("-.12 [-.15, -.09]") == 2
     (gone,) = [line for line in lines if line.startswith(" gone")]
     assert gone.split() == ["gone", "not", "scorable", "200", "—", "—", "97%"]
-    assert "sft: because [x]" in lines
+    at = lines.index("sft: because [x]")
+    assert lines[at + 1 : at + 4] == [
+        "  direct: -.12 [-.15, -.09] text, -.12 [-.15, -.09] inside",
+        "  covert: .30 [.20, .40]",
+        "  bypass, last step removed: -.12 [-.15, -.09] text, -.12 [-.15, -.09] inside",
+    ]
+    assert lines[lines.index("gone: because [x]") + 1] == "short: because [x]"
+    assert lines[lines.index("short: because [x]") + 3] == "  bypass, last step removed: total effect .50 [.10, .90]"
     assert "excluded for all: 3 of 200 prompts: too long" in lines
 
 
