@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CHECKPOINTS := organisms/checkpoints
 DEMO := runs/demo
 
-.PHONY: env demo test test-full check bench organisms clean
+.PHONY: env demo test check bench organisms clean
 
 env: $(STAMP)
 
@@ -21,10 +21,7 @@ demo: env  ## the main job: is the answer detached from the chain, in each shipp
 	  --variant dose_1=$(CHECKPOINTS)/dose_1 --variant collapsed=$(CHECKPOINTS)/collapsed \
 	  --prompts organisms/prompts/agreeing.jsonl --out $(DEMO) --overwrite
 
-test: env  ## everything but the tests marked slow
-	$(BIN)/python -m pytest -m 'not slow'
-
-test-full: env  ## the slow simulations and trainings too
+test: env  ## all tests
 	$(BIN)/python -m pytest
 
 check: env  ## lint, format, types, import order

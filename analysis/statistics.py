@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -111,7 +112,7 @@ def prompts_for_lower_bound(
     return _smallest(enough)
 
 
-def _smallest(enough) -> int:  # type: ignore[no-untyped-def]
+def _smallest(enough: Callable[[int], bool]) -> int:
     low, high = MIN_PROMPTS, MIN_PROMPTS
     while not enough(high):
         low, high = high, high * 2
