@@ -27,7 +27,7 @@ def routes_figure(summary: Mapping[str, Any]) -> Figure:
         figure = Figure(figsize=(COLUMN_WIDTH, 0.95 + ROW_HEIGHT * len(rows)), layout="constrained")
         axes = figure.subplots()
         for position, reader in enumerate(rows.values()):
-            _row(axes, position, reader["own"]["whole"], reader.get("verdict"))
+            _row(axes, position, reader)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         low, high = _limits(rows)
@@ -42,8 +42,13 @@ def routes_figure(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _row(axes: Axes, position: int, own: Mapping[str, Any], verdict: str | None) -> None:
-    if verdict == "not scorable":
+def _hidden(reader: Mapping[str, Any]) -> bool:
+    return not reader["scorable"] or reader.get("verdict") == "not scorable"
+
+
+def _row(axes: Axes, position: int, reader: Mapping[str, Any]) -> None:
+    own, verdict = reader["own"]["whole"], reader.get("verdict")
+    if _hidden(reader):
         axes.text(0.02, position, "not scorable", va="center", color=GREY, style="italic", fontsize=7)
         return
     for form, colour, marker, shift in (("text", BLUE, "o", -0.13), ("inside", ORANGE, "s", 0.13)):
@@ -61,7 +66,7 @@ def _limits(rows: Mapping[str, Any]) -> tuple[float, float]:
     ends = [
         reader["own"]["whole"][form]["bypass"][key]
         for reader in rows.values()
-        if reader.get("verdict") != "not scorable"
+        if not _hidden(reader)
         for form in ("text", "inside")
         for key in ("low", "high")
     ]

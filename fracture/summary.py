@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.routes import Routes
 from analysis.statistics import Estimate
-from fracture.verdict import Form, judge
+from fracture.verdict import Form, is_scorable, judge
 
 SCHEMA_VERSION = 1
 
@@ -93,6 +93,7 @@ def _compared(forms: Mapping[str, Form]) -> dict[str, Any]:
 
 def _reader(result: ReaderResult) -> dict[str, Any]:
     return {
+        "scorable": is_scorable(result.routes["whole"]["text"].total),
         "accuracy": dict(result.accuracy),
         "excluded": dict(sorted(result.excluded.items())),
         "splice_error": None if math.isnan(result.splice_error) else result.splice_error,

@@ -26,10 +26,11 @@ def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
         table.add_column(head, justify="right", no_wrap=True)
     base = summary["base"]
     own = {form: shares["bypass"] for form, shares in base["own"]["whole"].items()}
-    table.add_row("base", "", *_shares(own), _percent(base["accuracy"]["own_chain"]))
+    # Without an effect to divide, shares are noise and are not shown.
+    shares = _shares(own) if base["scorable"] else (str(own["text"]["n"]), "—", "—")
+    table.add_row("base", "", *shares, _percent(base["accuracy"]["own_chain"]))
     for name, variant in summary["variants"].items():
         colour = COLOURS.get(variant["verdict"], "yellow")
-        # Without an effect to divide, shares are noise and are not shown.
         scorable = variant["verdict"] != "not scorable"
         own = {form: bypass["variant"] for form, bypass in variant["bypass"].items()}
         table.add_row(

@@ -87,14 +87,19 @@ def judge(text: Form, inside: Form, margin: float = MARGIN) -> Verdict:
     return _inconclusive(text, inside, margin)
 
 
+def is_scorable(total: Estimate) -> bool:
+    """Whether a mean total effect is large enough to take shares of: its lower bound reaches `MIN_TOTAL_EFFECT`."""
+    # One prompt has no interval; it is too few, not unreadable. No prompt has no estimate, and compares as false.
+    low = total.low if not math.isnan(total.low) else total.estimate
+    return low >= MIN_TOTAL_EFFECT
+
+
 def _not_scorable(text: Form) -> Verdict | None:
     for routes, whose in ((text.variant, "the variant"), (text.base, "the base")):
         total = routes.total
         if total.n == 0:
             return Verdict(NOT_SCORABLE, "no prompt was scored for both base and variant (see the excluded prompts)")
-        # One prompt has no interval; it is too few, not unreadable.
-        low = total.low if not math.isnan(total.low) else total.estimate
-        if low < MIN_TOTAL_EFFECT:
+        if not is_scorable(total):
             return Verdict(
                 NOT_SCORABLE,
                 f"{whose} hardly reacts to question and chain together: total effect {_shown(total)}, "

@@ -17,8 +17,11 @@ def estimate(value, half=0.05):
     return {"estimate": value, "low": value - half, "high": value + half, "n": 50}
 
 
-def reader(text, inside, verdict=None):
-    found = {"own": {"whole": {"text": {"bypass": estimate(text)}, "inside": {"bypass": estimate(inside)}}}}
+def reader(text, inside, verdict=None, scorable=True):
+    found = {
+        "own": {"whole": {"text": {"bypass": estimate(text)}, "inside": {"bypass": estimate(inside)}}},
+        "scorable": scorable,
+    }
     return found if verdict is None else {**found, "verdict": verdict}
 
 
@@ -74,3 +77,9 @@ def test_saved_at_print_resolution_and_without_touching_the_users_style(tmp_path
     (path,) = save(routes_figure(SUMMARY), tmp_path / "routes", ("png",))
     assert imread(path).shape[1] == round(COLUMN_WIDTH * 300)
     assert dict(mpl.rcParams) == before
+
+
+def test_a_base_that_is_not_scorable_has_no_share_either():
+    (axes,) = routes_figure({"base": reader(7.0, -9.0, scorable=False), "variants": {}}).axes
+    assert [text.get_text() for text in axes.texts] == ["not scorable"]
+    assert axes.get_xlim()[1] < 2

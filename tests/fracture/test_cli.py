@@ -100,7 +100,7 @@ def estimate(value, low=None, high=None, n=200):
 def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
     def reader(text, inside, **more):
         own = {"whole": {"text": {"bypass": text}, "inside": {"bypass": inside}}}
-        return {"own": own, "accuracy": {"own_chain": 0.97}, "excluded": {}, **more}
+        return {"own": own, "accuracy": {"own_chain": 0.97}, "excluded": {}, "scorable": True, **more}
 
     def variant(verdict, text, inside, total_low=0.4):
         bypass = {"text": {"variant": text}, "inside": {"variant": inside}}
@@ -153,3 +153,18 @@ def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
 )
 def test_numbers_lose_their_leading_zero_and_nothing_else(value, shown):
     assert terminal._number(value) == shown
+
+
+def test_a_base_that_is_not_scorable_shows_no_share():
+    bypass = {"bypass": estimate(7.0, 6.0, 8.0)}
+    base = {
+        "own": {"whole": {"text": bypass, "inside": bypass}},
+        "accuracy": {"own_chain": 0.1},
+        "excluded": {},
+        "scorable": False,
+    }
+    console = Console(file=io.StringIO(), width=80)
+    for part in verdict_table({"prompts": {"read": 200, "excluded": {}}, "base": base, "variants": {}}):
+        console.print(part)
+    (line,) = [line for line in console.file.getvalue().splitlines() if line.startswith(" base")]
+    assert line.split() == ["base", "200", "—", "—", "10%"]
