@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from analysis.errors import InputError
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -131,6 +133,48 @@ def continuation_logprobs(model: Any, prefix: Prefix, rows: Sequence[Sequence[in
     return [picked[index, : len(row) - 1] for index, row in enumerate(rows)]
 
 
+def attention_window(model: Any) -> int | None:
+    """How many positions back, its own included, the narrowest of the model's layers attends; None if all see all.
+
+    Raises:
+        InputError: for layers that keep something else than all keys and values, which cannot be cut or spliced.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if odd := kinds - {"full_attention", "sliding_attention"}:
+        raise InputError(
+            f"architecture {config.model_type}: has layers of the kind {min(odd)!r}, whose memory cannot be spliced; "
+            "models with full or sliding attention can be read"
+        )
+    window = getattr(config, "sliding_window", None)
+    named = getattr(config, "layer_types", None) is not None
+    return window if window and (not named or "sliding_attention" in kinds) else None
+
+
+def _mask(model: Any, visible: Bool[Tensor, "row slot"], n_new: int) -> Any:
+    """What the model takes as its attention mask, so that the last `n_new` slots see what their rows hold.
+
+    The library measures a sliding window in slots. Slots that a row leaves empty would use its window up, so masks
+    are then made here, from positions.
+    """
+    window = attention_window(model)
+    if window is None or visible.shape[1] <= max(window, n_new):
+        return visible.long()
+    position = visible.long().cumsum(1) - 1
+    slots = torch.arange(visible.shape[1], device=visible.device)
+    seen = visible[:, None] & (slots <= slots[-n_new:, None])
+    near = position[:, None] > position[:, -n_new:, None] - window
+    full, sliding = (
+        torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
+        .masked_fill(~mask, torch.finfo(model.dtype).min)
+        .unsqueeze(1)
+        for mask in (seen, seen & near)
+    )
+    if getattr(model.config.get_text_config(), "layer_types", None) is None:
+        return sliding
+    return {"full_attention": full, "sliding_attention": sliding}
+
+
 def _filled_layer(keys: Tensor, values: Tensor) -> DynamicLayer:
     """A cache layer that holds these; `update` would copy them, and the model's own update copies once more."""
     layer = DynamicLayer()
@@ -153,7 +197,7 @@ def _run(model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor) -> tuple[
     position = start[:, None] + (real.long().cumsum(1) - 1).clamp_min(0)
     logits = model(
         input_ids=ids,
-        attention_mask=visible.long(),
+        attention_mask=_mask(model, visible, ids.shape[1]),
         position_ids=position,
         past_key_values=cache,
         use_cache=True,

@@ -1,40 +1,23 @@
-"""Models: a base and its fine-tuned variants, loaded from Hugging Face directories and checked before they are used."""
+"""Models: a base and its fine-tuned variants, loaded one at a time and checked before they are used."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis import checkpoints
+from analysis.checkpoints import Source
 from analysis.errors import InputError
 from analysis.prompts import Case
-from analysis.trace_format import TraceFormat, resolve_format
 from analysis.traces import Trace, TraceEncoder
 
 BASE = "base"
 
-
-@dataclass(frozen=True)
-class Source:
-    """A model that has not been loaded yet: its name in the study, its directory, and how it writes traces."""
-
-    name: str
-    directory: Path
-    encoder: TraceEncoder
-    context: int | None
-    vocabulary: int
-
-    def digest(self) -> str:
-        """SHA-256 over the model's configuration, tokenizer and weights, as hexadecimal digits."""
-        sha = hashlib.sha256()
-        for file in [self.directory / "config.json", self.directory / "tokenizer.json", *_weights(self.directory)]:
-            with file.open("rb") as stream:
-                sha.update(hashlib.file_digest(stream, "sha256").digest())
-        return sha.hexdigest()
+# Longest window that is read past when a model is loaded: the check costs two texts of this length.
+_WINDOW_CHECKED = 1024
 
 
 @dataclass(frozen=True)
@@ -89,7 +72,7 @@ class ModelPair:
 
         Args:
             base: the model before fine-tuning.
-            variants: name → model after fine-tuning.
+            variants: name → model after fine-tuning, or a LoRA adapter, which is merged into the base.
             format: a built-in trace format or a JSON file, for all models; by default each model's own
                 `trace_format.json`, and the base's for a variant without one.
             dtype: precision to compute in.
@@ -113,8 +96,11 @@ class ModelPair:
         for name in variants:
             if name == BASE or not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name):
                 raise InputError(f"variant name {name!r}: expected letters, digits, '.', '_' or '-', and not {BASE!r}")
-        base_source = _source(BASE, base, format, None)
-        sources = {name: _source(name, where, format, base_source.encoder.format) for name, where in variants.items()}
+        base_source = checkpoints.find(BASE, base, format)
+        sources = {
+            name: checkpoints.find(name, where, format, base_source.encoder.format, base_source)
+            for name, where in variants.items()
+        }
         return cls(base_source, sources, dtype, device, trust_remote_code)
 
     def sources(self) -> list[Source]:
@@ -128,10 +114,27 @@ class ModelPair:
             InputError: if the weights do not fit the configuration, or the model gives NaN, or does not continue from
                 a key-value cache as it does from the text.
         """
-        source = self.base if name == BASE else self.variants[name]
+        source = self._source(name)
         reader = Reader(source, _load_model(source, self.dtype, self.device, self.trust_remote_code))
         _check_reader(reader)
         return reader
+
+    def bridge(self, name: str) -> Any:
+        """A TransformerLens `TransformerBridge` of the named model, with weights of its own.
+
+        Wrapping changes a model in place, so it is not one that `open` has given. Its hooks see what the suite's sites
+        of the same name see; it takes token ids (`Trace.ids`), and attends eagerly, as TransformerLens does.
+
+        Raises:
+            InputError: as `open`, and if TransformerLens does not know the architecture or changes the logits.
+        """
+        source = self._source(name)
+        return _bridge(source, self.dtype, self.device, self.trust_remote_code)
+
+    def _source(self, name: str) -> Source:
+        if name != BASE and name not in self.variants:
+            raise InputError(f"model {name!r}: not in this pair; there are {BASE}, {', '.join(self.variants)}")
+        return self.base if name == BASE else self.variants[name]
 
     def check_texts(self, cases: Iterable[tuple[str, Case]]) -> None:
         """Checks that all models read the same token ids, text by text: a shared vocabulary size proves nothing.
@@ -176,89 +179,20 @@ def _check_same_ids(where: str, base: Source, reference: Trace, source: Source, 
     )
 
 
-def _source(name: str, where: str | Path, format: str | None, fallback: TraceFormat | None) -> Source:
-    directory = _directory(name, where)
-    config = _config(name, directory)
-    text_config = config.get("text_config", config)
-    context = text_config.get("max_position_embeddings") or text_config.get("n_positions")
-    tokenizer = _tokenizer(name, directory)
-    trace_format = resolve_format(format, directory, fallback)
-    if trace_format.chat and not tokenizer.chat_template:
-        raise InputError(
-            f"model {name}: the trace format asks for a chat template, but the tokenizer in {directory} has none"
-        )
-    return Source(name, directory, TraceEncoder(tokenizer, trace_format), context, text_config["vocab_size"])
+def _load_model(source: Source, dtype: str, device: str, trust_remote_code: bool, attention: str | None = None) -> Any:
+    import torch
+
+    if source.adapted is None:
+        model = _from_pretrained(source, source.directory, dtype, trust_remote_code, attention)
+    else:  # merged in single precision and rounded once, like a merged model that was saved
+        model = _from_pretrained(source, source.adapted.directory, "float32", trust_remote_code, attention)
+        model = _merged(source, model).to(getattr(torch, dtype))
+    return model.to(device).eval()
 
 
-def _directory(name: str, where: str | Path) -> Path:
-    directory = Path(where).expanduser()
-    if directory.is_dir():
-        return directory
-    if directory.exists():
-        raise InputError(f"model {name}: {where} is a file; give the directory that holds config.json")
-    # `org/model` may name a hub repository; a path whose parent exists here was meant as a path.
-    if re.fullmatch(r"[\w\-][\w.\-]*/[\w.\-]+", str(where)) and not directory.parent.exists():
-        return _download(name, str(where))
-    raise InputError(f"model {name}: no directory {where}; give a Hugging Face checkpoint directory or a hub name")
-
-
-def _download(name: str, repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
-    except Exception as error:
-        raise InputError(
-            f"model {name}: no directory {repository}, and no such model could be had from the hub "
-            f"({type(error).__name__})"
-        ) from None
-
-
-def _config(name: str, directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not path.is_file():
-        held = "is empty" if not any(directory.iterdir()) else "has no config.json"
-        raise InputError(f"model {name}: directory {directory} {held}; expected a Hugging Face checkpoint")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"model {name}: {path} is not valid JSON ({error})") from None
-    if not _weights(directory):
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern))
-        if pickled:
-            raise InputError(
-                f"model {name}: {directory} holds only pickled weights ({pickled[0]}), which can run code when "
-                "loaded and are refused; save the model again with save_pretrained(safe_serialization=True)"
-            )
-        raise InputError(f"model {name}: {directory} has no *.safetensors weights")
-    if not isinstance(config, dict) or not isinstance(config.get("text_config", config).get("vocab_size"), int):
-        raise InputError(f"model {name}: {path} does not describe a language model (no vocab_size)")
-    return config
-
-
-def _weights(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.safetensors"))
-
-
-def _tokenizer(name: str, directory: Path) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    if not (directory / "tokenizer.json").is_file():
-        raise InputError(
-            f"model {name}: {directory} has no tokenizer.json; save its fast tokenizer there "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(directory))"
-        )
-    # Not AutoTokenizer: for some model types it silently replaces the saved pre-tokenizer.
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise InputError(f"model {name}: {directory / 'tokenizer.json'} cannot be read ({error})") from None
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    return tokenizer
-
-
-def _load_model(source: Source, dtype: str, device: str, trust_remote_code: bool) -> Any:
+def _from_pretrained(
+    source: Source, directory: Path, dtype: str, trust_remote_code: bool, attention: str | None
+) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -268,49 +202,128 @@ def _load_model(source: Source, dtype: str, device: str, trust_remote_code: bool
     logging.set_verbosity_error()  # what it would warn of is raised below
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            source.directory,
+            directory,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attention,
             output_loading_info=True,
         )
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"model {source.name}: {source.directory} cannot be loaded ({reason[0]})") from None
+        raise InputError(f"model {source.name}: {directory} cannot be loaded ({reason[0]})") from None
     finally:
         logging.set_verbosity(verbosity)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(
-            f"model {source.name}: {len(missing)} weights are missing from {source.directory} (first: {missing[0]}) "
+            f"model {source.name}: {len(missing)} weights are missing from {directory} (first: {missing[0]}) "
             "and would be random; the checkpoint is incomplete"
         )
-    return model.to(device).eval()
+    return model
+
+
+def _merged(source: Source, model: Any) -> Any:
+    """The model with the adapter's change in its weights; an adapter that does not fit it whole is refused."""
+    import warnings
+
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    held: set[str] = set()
+    for file in checkpoints.weights(source.directory):
+        with safe_open(file, "pt") as opened:
+            held |= set(opened.keys())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it would warn of is raised below
+            adapted = PeftModel.from_pretrained(model, str(source.directory), local_files_only=True)
+            wanted = set(get_peft_model_state_dict(adapted))
+            merged = adapted.merge_and_unload(safe_merge=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"model {source.name}: the adapter in {source.directory} cannot be merged into the base ({reason[0]})"
+        ) from None
+    if odd := sorted(wanted ^ held):
+        lacking = "the adapter has no" if odd[0] in wanted else "the base has no place for its"
+        raise InputError(
+            f"model {source.name}: the adapter in {source.directory} was not made for this base: {lacking} {odd[0]}"
+            f"{f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''}"
+        )
+    return merged
+
+
+def _bridge(source: Source, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = _load_model(source, dtype, device, trust_remote_code, attention="eager")
+    ids = torch.tensor([_probe_ids(source)[:12]], device=device)
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+    # Outside inference mode: what is made within can never be differentiated or changed.
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            str(source.directory),
+            hf_model=model,
+            tokenizer=source.encoder.tokenizer,
+            device=device,
+            dtype=getattr(torch, dtype),
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"model {source.name}: TransformerLens cannot wrap the architecture {model.config.model_type} ({reason[0]})"
+        ) from None
+    with torch.no_grad():
+        difference = float((bridge(ids).float() - expected.float()).abs().max())
+    if not difference <= _tolerance(expected):
+        raise InputError(f"model {source.name}: wrapped by TransformerLens its logits differ by {difference:.2g}")
+    return bridge
+
+
+def _probe_ids(source: Source, length: int = 12) -> list[int]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(source.vocabulary, (length,), generator=generator).tolist()
+
+
+def _tolerance(logits: Any) -> float:
+    import torch
+
+    return max(1.0, float(logits.abs().max())) * (1e-4 if logits.dtype == torch.float32 else 0.1)
 
 
 def _check_reader(reader: Reader) -> None:
+    """Finds that the model is sound, gives what the plain model gives, can be spliced, hooked and written to."""
     import torch
 
-    from analysis import kv_cache
+    from analysis import kv_cache, sites
 
-    vocabulary = reader.source.vocabulary
-    generator = torch.Generator().manual_seed(0)
-    long, short = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (12, 7))
-    _, whole = kv_cache.read(reader.model, [long])
-    if not torch.isfinite(whole).all():
-        raise InputError(
-            f"model {reader.name}: its logits are not finite (NaN or infinite weights in {reader.source.directory}?)"
-        )
+    model, where = reader.model, reader.source.directory
+    kind = model.config.model_type
+    window = kv_cache.attention_window(model)
+    length = 12 if window is None or window > _WINDOW_CHECKED else window + 8
+    long = _probe_ids(reader.source, min(length, reader.source.context or length))
+    short = long[:5]
+    with torch.inference_mode():
+        plain = model(input_ids=torch.tensor([long], device=model.device), use_cache=False).logits[0]
+    if not torch.isfinite(plain).all():
+        raise InputError(f"model {reader.name}: its logits are not finite (NaN or infinite weights in {where}?)")
+    tolerance = _tolerance(plain)
+    _, whole = kv_cache.read(model, [long, short])
     # The continuation must not depend on the cut, the padding or the neighbours.
-    prefix, _ = kv_cache.read(reader.model, [short, long[:-2]])
-    _, continued = kv_cache.advance(reader.model, prefix, [[short[0]], long[-2:]])
-    error = float((continued[1] - whole[0]).abs().max())
-    scale = max(1.0, float(whole.abs().max()))
-    tolerance = scale * (1e-4 if reader.model.dtype == torch.float32 else 0.1)
-    if error > tolerance:
-        raise InputError(
-            f"model {reader.name}: continued from its key-value cache it differs from the whole text by {error:.2g} "
-            f"logits (allowed: {tolerance:.2g}); this architecture ({reader.model.config.model_type}) cannot be "
-            "spliced"
-        )
+    prefix, _ = kv_cache.read(model, [short[:-2], long[:-2]])
+    _, continued = kv_cache.advance(model, prefix, [short[-2:], long[-2:]])
+    for logits, how in ((whole, "read in a batch"), (continued.flip(0), "continued from its key-value cache")):
+        for row, text in enumerate((long, short)):
+            error = float((logits[row] - plain[len(text) - 1].float()).abs().max())
+            if not error <= tolerance:
+                raise InputError(
+                    f"model {reader.name}: {how} it differs from the whole text by {error:.2g} logits (allowed: "
+                    f"{tolerance:.2g}); this architecture ({kind}) cannot be spliced"
+                )
+    sites.check_streams(model, torch.tensor([long], device=model.device))

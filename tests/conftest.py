@@ -70,24 +70,40 @@ def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def random_model(architecture: str, vocabulary: int, seed: int = 0, context: int = 256) -> Any:
+def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, in units of the largest value of `theirs` or of 1.
+
+    Sums of floating-point numbers taken in another order differ in these units, whatever a single element is.
+    """
+    return float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma", "gemma2", "gemma3_text", "mistral")
+"""Two of them (Gemma 2 and 3) alternate full and sliding attention, Mistral slides in every layer."""
+
+
+def random_model(architecture: str, vocabulary: int, seed: int = 0, context: int = 256, **changes: Any) -> Any:
     """A tiny model of an architecture, its weights scaled up so that its logits are not flat."""
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if architecture == "gpt2":
-        config: Any = transformers.GPT2Config(
-            vocab_size=vocabulary, n_embd=32, n_layer=3, n_head=4, n_positions=context, **ids
-        )
+        settings: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": context}
     else:
-        config = transformers.LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=context,
-            **ids,
-        )
+        settings = {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": context,
+        }
+        if architecture != "gpt_neox":
+            settings["num_key_value_heads"] = 2
+        if architecture.startswith(("gemma", "qwen3")):
+            settings["head_dim"] = 8
+        if architecture in ("gemma2", "gemma3_text"):
+            settings["query_pre_attn_scalar"] = 8
+        if architecture in ("gemma2", "gemma3_text", "mistral"):
+            settings["sliding_window"] = 8
+    config = transformers.AutoConfig.for_model(architecture, vocab_size=vocabulary, **{**settings, **ids, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
