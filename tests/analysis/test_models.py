@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from analysis import kv_cache
@@ -100,3 +101,157 @@ def test_digest_follows_the_weights(make_checkpoint):
     one, other = make_checkpoint("llama", "word", 0), make_checkpoint("llama", "word", 1)
     pair = ModelPair.load(one, {"same": one, "other": other})
     assert pair.base.digest() == pair.variants["same"].digest() != pair.variants["other"].digest()
+
+
+# Adapters.
+
+
+@pytest.fixture
+def adapter(make_checkpoint, tmp_path):
+    """`adapter(**changes)`: a random LoRA adapter of the tiny Llama, saved by peft, and the model it makes."""
+    import peft
+
+    base = make_checkpoint("llama", "word")
+
+    def make(name="adapter", model=None, **changes):
+        model = model or AutoModelForCausalLM.from_pretrained(base)
+        settings = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "init_lora_weights": False, **changes}
+        torch.manual_seed(0)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+        adapted.peft_config["default"].base_model_name_or_path = None
+        adapted.save_pretrained(tmp_path / name)
+        return tmp_path / name, adapted
+
+    return base, make
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True, "lora_alpha": 32}])
+def test_an_adapter_is_merged_into_the_base(adapter, changes):
+    base, make = adapter
+    directory, adapted = make(**changes)
+    pair = ModelPair.load(base, {"sft": directory})
+    reader = pair.open("sft")
+    with torch.no_grad():
+        ours = reader.model(torch.tensor([IDS])).logits
+        theirs = adapted(torch.tensor([IDS])).logits
+        plain = pair.open(BASE).model(torch.tensor([IDS])).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert not torch.allclose(ours, plain, atol=0.1)
+    assert type(reader.model).__name__ == "LlamaForCausalLM"
+    assert pair.variants["sft"].encoder.format == pair.base.encoder.format
+    assert pair.variants["sft"].digest() != pair.base.digest()
+
+
+def test_a_merged_adapter_in_half_precision_is_rounded_once(adapter):
+    base, make = adapter
+    directory, _ = make()
+    half = ModelPair.load(base, {"sft": directory}, dtype="bfloat16").open("sft").model
+    full = ModelPair.load(base, {"sft": directory}).open("sft").model
+    for (name, ours), theirs in zip(half.state_dict().items(), full.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs.bfloat16()), name
+
+
+def test_adapters_that_do_not_fit_are_refused(adapter, make_checkpoint, tmp_path):
+    base, make = adapter
+    directory, _ = make()
+    other = make_checkpoint("llama", "word", 1)
+
+    def changed(name, **fields):
+        shutil.copytree(directory, tmp_path / name)
+        path = tmp_path / name / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        return tmp_path / name
+
+    deeper, _ = make("deeper", model=random_model("llama", 49, num_hidden_layers=4))
+    shallower, _ = make("shallower", model=random_model("llama", 49, num_hidden_layers=2))
+    wider, _ = make("wider", model=random_model("llama", 49, hidden_size=64))
+    pickled = changed("pickled")
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    for variant, message in (
+        (changed("prefix", peft_type="PREFIX_TUNING"), "of type 'PREFIX_TUNING', which cannot be merged"),
+        (changed("elsewhere", base_model_name_or_path=str(other)), "was made for .*, whose weights are not those"),
+        (changed("odd", target_modules=["no_such"]), "cannot be merged into the base"),
+        (deeper, "the base has no place for its .*layers.3"),
+        (shallower, "the adapter has no .*layers.2"),
+        (wider, "cannot be merged into the base .*size mismatch|cannot be merged"),
+        (pickled, "only pickled weights"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ModelPair.load(base, {"sft": variant}).open("sft")
+    with pytest.raises(InputError, match="holds an adapter, not a model"):
+        ModelPair.load(directory, {"sft": base})
+    same = changed("same", base_model_name_or_path=str(base))
+    ModelPair.load(base, {"sft": same}).open("sft")
+
+
+def test_a_checkpoint_in_several_files_is_one_model(tmp_path):
+    tokenizer = bpe_tokenizer()
+    model = random_model("llama", len(tokenizer))
+    directory = save_checkpoint(tmp_path / "m", model, tokenizer, BPE_FORMAT)
+    (directory / "model.safetensors").unlink()
+    model.save_pretrained(directory, max_shard_size="50KB")
+    assert len(list(directory.glob("*.safetensors"))) > 1
+    pair = ModelPair.load(directory, {"copy": directory})
+    loaded = pair.open("copy").model
+    with torch.no_grad():
+        assert torch.equal(loaded(torch.tensor([IDS])).logits, model(torch.tensor([IDS])).logits)
+    before = pair.base.digest()
+    part = sorted(directory.glob("*.safetensors"))[-1]
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    assert pair.base.digest() != before
+
+
+def test_a_tokenizer_that_the_library_replaces_is_found_at_load(tmp_path, monkeypatch):
+    """What AutoTokenizer makes of a `qwen2` checkpoint stands for any replacement to come."""
+    tokenizer = bpe_tokenizer()
+    directory = save_checkpoint(tmp_path / "qwen", random_model("qwen2", len(tokenizer)), tokenizer, BPE_FORMAT)
+    ModelPair.load(directory, {"copy": directory})
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", transformers.Qwen2Tokenizer.from_pretrained)
+    with pytest.raises(InputError, match=r"splits '12 \+ 34 = 46' otherwise than its tokenizer\.json"):
+        ModelPair.load(directory, {"copy": directory})
+
+
+def test_asking_for_a_model_that_is_not_in_the_pair(make_checkpoint):
+    directory = make_checkpoint("llama", "word")
+    with pytest.raises(InputError, match="model 'stf': not in this pair; there are base, sft"):
+        ModelPair.load(directory, {"sft": directory}).bridge("stf")
+
+
+def test_chat_templates_differ_between_models_and_chains_do_not(tmp_path, make_checkpoint):
+    """A base without a wrapper, a variant with a chat template: the chain's ids must still agree."""
+    base = make_checkpoint("llama", "bpe")
+    variant = tmp_path / "chat"
+    shutil.copytree(base, variant)
+    form = json.loads((variant / "trace_format.json").read_text())
+    (variant / "trace_format.json").write_text(json.dumps({**form, "chat": True}))
+    pair_error = pytest.raises(InputError, match="asks for a chat template, but the tokenizer")
+    with pair_error:
+        ModelPair.load(base, {"sft": variant})
+    (variant / "chat_template.jinja").write_text(
+        "{% for m in messages %}<bos>User: {{ m['content'] }}\n{% endfor %}Assistant: "
+    )
+    pair = ModelPair.load(base, {"sft": variant})
+    case = Case("Tom has 12 apples?", "46", ("12 + 34 = 46", "So he has 46."))
+    pair.check_texts([("prompt 'p'", case)])
+    plain, chat = (source.encoder.encode(case.question, case.steps, case.answer) for source in pair.sources())
+    assert plain.ids[plain.chain[0] :] == chat.ids[chat.chain[0] :]
+    assert plain.ids[: plain.chain[0]] != chat.ids[: chat.chain[0]]
+    assert chat.ids.count(1) == 1
+
+
+def test_token_ids_that_differ_stop_with_the_first_of_them(tmp_path, make_checkpoint):
+    """Two tokens of one vocabulary swapped: the same size, another meaning."""
+    base = make_checkpoint("llama", "word")
+    variant = tmp_path / "swapped"
+    shutil.copytree(base, variant)
+    tokenizer = json.loads((variant / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["7"], vocabulary["8"] = vocabulary["8"], vocabulary["7"]
+    (variant / "tokenizer.json").write_text(json.dumps(tokenizer))
+    pair = ModelPair.load(base, {"sft": variant})
+    with pytest.raises(
+        InputError, match=r"split the text of prompt 'p' differently: token \d+ is '7' \(id \d+\) in base"
+    ):
+        pair.check_texts([("prompt 'p'", Case("a 7", "12", ("a 7 + 5 = 12",)))])
