@@ -143,7 +143,8 @@ def find_options(reader: Reader, contrasts: Sequence[Contrast], batch_tokens: in
         for at, (index, job) in enumerate(batch):
             known = [*options[index], *itertools.chain.from_iterable(answers[at * len(CELLS) : (at + 1) * len(CELLS)])]
             own = job.contrast.own
-            tokens = {reader.encoder.encode(own.question, own.steps or (), o).ids: o for o in reversed(known)}
+            traces = reader.encoder.encode_answers(own.question, own.steps or (), known, own.gaps)
+            tokens = {trace.ids: option for trace, option in reversed(list(zip(traces, known, strict=True)))}
             options[index] = tuple(option for option in dict.fromkeys(known) if option in tokens.values())
     return options
 
@@ -151,8 +152,12 @@ def find_options(reader: Reader, contrasts: Sequence[Contrast], batch_tokens: in
 def _job(reader: Reader, contrast: Contrast, options: tuple[str, ...]) -> _Job | Excluded:
     cases = (contrast.own, contrast.partner)
     traces = tuple(
-        tuple(reader.encoder.encode_answers(cases[a].question, cases[b].steps or (), options)) for a, b in CELLS
+        tuple(reader.encoder.encode_answers(cases[a].question, cases[b].steps or (), options, cases[b].gaps))
+        for a, b in CELLS
     )
+    special = reader.encoder.special_token_in(*(case.answer for case in cases), *contrast.options)
+    if special is not None:
+        return Excluded(contrast.id, f"an answer holds the text of the special token {special!r}")
     if len(options) < 2:
         return Excluded(contrast.id, "fewer than two different answers to choose from")
     for cell in traces:

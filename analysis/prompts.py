@@ -1,29 +1,64 @@
-"""Prompts: what a study asks, read from a JSONL file with numbered complaints."""
+"""Prompts: what a study asks, read from a file or from records in memory, with complaints that name file and row."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from analysis.prompt_files import CHAINS, FIELDS, REQUIRED, Row, kind, read_rows, rows_in_memory
+from analysis.segmentation import is_blank
 
-REQUIRED = ("id", "question", "answer")
-OPTIONAL = ("steps", "chain", "options", "counterfactual", "meta")
-COUNTERFACTUAL_FIELDS = ("question", "answer", "steps", "chain")
+COUNTERFACTUAL_FIELDS = (*REQUIRED, *CHAINS)
+ANNOTATIONS = ("keep", "drop")
+
+_ANNOTATION = re.compile(r"<<[^<>\n]*>>")
+_GSM8K_ANSWER = re.compile(r"(?:\A|\n)[ \t]*####(?!#)([^\n]*)\Z")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A question with its gold answer and, where known, a chain: as steps, or as one text still to be split."""
+    """A question with its gold answer and, where known, a chain: as steps, or as one text still to be split.
+
+    Attributes:
+        question, answer: as texts.
+        steps: the chain's steps; None while it is not known or not split.
+        chain: the chain as one text that a trace format still has to split.
+        response: a model's whole text, of which a trace format still has to find chain and answer.
+        gaps: what follows each step in the chain's own text; None to write the format's separator between steps.
+        answered: False for a response in which no answer was found.
+    """
 
     question: str
     answer: str
     steps: tuple[str, ...] | None = None
     chain: str | None = None
+    response: str | None = None
+    gaps: tuple[str, ...] | None = None
+    answered: bool = True
+
+    def __post_init__(self) -> None:
+        if self.gaps is not None and (self.steps is None or len(self.gaps) != len(self.steps)):
+            raise ValueError("a case needs as many gaps as steps; cut both with Case.first")
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether a chain came with the case, in whatever form."""
+        return not (self.steps is None and self.chain is None and self.response is None)
+
+    def first(self, n: int) -> Case:
+        """The case with the first `n` steps of its chain alone, and nothing after the last of them."""
+        if self.steps is None:
+            raise ValueError("a chain must be split into steps before it is cut")
+        steps = self.steps[:n]
+        gaps = None if self.gaps is None else (*self.gaps[: len(steps) - 1], "")[: len(steps)]
+        return replace(self, steps=steps, gaps=gaps if len(steps) < len(self.steps) else self.gaps)
 
 
 @dataclass(frozen=True)
@@ -45,71 +80,94 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a JSONL file, in its order; blank lines are skipped.
+def read_prompts(path: str | Path, split: str | None = None, annotations: str = "keep") -> list[Prompt]:
+    """The prompts of a file, in its order.
 
-    Each line is an object with `id`, `question`, `answer`, and optionally `steps` (a list of texts) or `chain` (one
-    text), `options`, `counterfactual` (an object `{question, answer, steps}` or the id of another prompt), `meta`.
+    A record has `question`, `answer`, and optionally `id`, one of `steps` (a list of texts), `chain` (one text) and
+    `response` (a model's whole text), `options`, `counterfactual` (an object `{question, answer, steps}` or the id of
+    another prompt), `meta`. GSM8K's own records are understood as they are: an answer whose last line is `#### 72` is a
+    chain and its answer. See docs/prompts.md.
+
+    Args:
+        path: JSONL, a JSON list, Parquet, or a directory written by datasets' `save_to_disk`, with `:split` behind it
+            where it holds several.
+        split: the split, given apart.
+        annotations: `keep` or `drop` GSM8K's calculator annotations (`<<48/2=24>>`) in chains.
 
     Raises:
-        InputError: naming the file and the line, for anything that is not so.
+        InputError: naming the file and the line or row, for anything that is not so.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"prompt file {path}: no such file; give a JSONL file with one prompt per line")
-    records = list(_records(path))
-    if not records:
-        raise InputError(f"prompt file {path}: no prompts in it; expected one JSON object per line")
-    first_line: dict[str, int] = {}
+    return _prompts(read_rows(path, split), f"prompt file {path}", annotations)
+
+
+def prompts_from_records(records: Any, where: str = "records", annotations: str = "keep") -> list[Prompt]:
+    """The prompts in a list of dicts, a pandas DataFrame, a `datasets.Dataset` or an Arrow table; see `read_prompts`.
+
+    Raises:
+        InputError: as `read_prompts`; messages call the source `where` and count rows from 1.
+    """
+    return _prompts(rows_in_memory(records, where), where, annotations)
+
+
+def _prompts(rows: Sequence[Row], source: str, annotations: str) -> list[Prompt]:
+    if annotations not in ANNOTATIONS:
+        raise InputError(f"annotations {annotations!r}: expected {' or '.join(ANNOTATIONS)}")
+    if not rows:
+        raise InputError(f"{source}: no prompts in it; expected one JSON object per line, or rows of a table")
+    for row in rows:
+        _check_fields(row.record, row.where)
     cases: dict[str, Case] = {}
-    for line, where, record in records:
-        identifier = _text(record, "id", where)
-        if identifier in first_line:
-            raise InputError(
-                f"{where}: id {identifier!r} was already used on line {first_line[identifier]}; ids must be unique"
-            )
-        first_line[identifier] = line
-        cases[identifier] = _case(record, where)
+    for identifier, row in zip(_identifiers(rows), rows, strict=True):
+        cases[identifier] = _case(row.record, row.where, annotations)
     return [
-        _prompt(record, identifier, cases, where) for (_, where, record), identifier in zip(records, cases, strict=True)
+        _prompt(row.record, identifier, cases, row.where, annotations)
+        for row, identifier in zip(rows, cases, strict=True)
     ]
 
 
-def _prompt(record: Mapping[str, Any], identifier: str, cases: Mapping[str, Case], where: str) -> Prompt:
+def _check_fields(record: Mapping[str, Any], where: str) -> None:
+    required = ("id", *REQUIRED) if record.get("id") is not None else REQUIRED
+    for key in REQUIRED:
+        if record.get(key) is None:
+            raise InputError(f"{where}: field {key!r} is missing; every prompt needs {', '.join(required)}")
+    for key in record:
+        if key not in FIELDS:
+            raise InputError(f"{where}: unknown field {key!r}{_nearest(key, FIELDS)}")
+
+
+def _identifiers(rows: Sequence[Row]) -> list[str]:
+    """Each row's id; `row-0001`, `row-0002`, … where no row has one."""
+    having = [row for row in rows if row.record.get("id") is not None]
+    if not having:
+        return [f"row-{number:04d}" for number in range(1, len(rows) + 1)]
+    first: dict[str, str] = {}
+    for row in rows:
+        if row.record.get("id") is None:
+            raise InputError(
+                f"{row.where}: field 'id' is missing, but {having[0].place} has one; give every prompt an id, or none"
+            )
+        identifier = _text(row.record["id"], "id", row.where)
+        if identifier in first:
+            raise InputError(
+                f"{row.where}: id {identifier!r} was already used on {first[identifier]}; ids must be unique"
+            )
+        first[identifier] = row.place
+    return list(first)
+
+
+def _prompt(
+    record: Mapping[str, Any], identifier: str, cases: Mapping[str, Case], where: str, annotations: str
+) -> Prompt:
     case = cases[identifier]
-    partner = _partner(record.get("counterfactual"), identifier, cases, where)
+    partner = _partner(record.get("counterfactual"), identifier, cases, where, annotations)
     options = _options(record.get("options"), where)
     for gold, whose in ((case, "answer"), (partner, "partner's answer")):
         if options and gold and gold.answer not in options:
             raise InputError(f"{where}: the {whose} {gold.answer!r} is not among the options {list(options)}")
-    return Prompt(identifier, case, partner, options, _meta(record.get("meta"), where))
-
-
-def _records(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"prompt file {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    # Not splitlines(): U+2028 and its like are legal inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"prompt file {path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one JSON object per line"
-            ) from None
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: expected a JSON object, found {_kind(record)}")
-        for key in REQUIRED:
-            if key not in record:
-                raise InputError(f"{where}: field {key!r} is missing; every prompt needs {', '.join(REQUIRED)}")
-        for key in record:
-            if key not in (*REQUIRED, *OPTIONAL):
-                raise InputError(f"{where}: unknown field {key!r}{_nearest(key, (*REQUIRED, *OPTIONAL))}")
-        yield number, where, record
+    meta = record.get("meta")
+    if meta is not None and not isinstance(meta, dict):
+        raise InputError(f"{where}: field 'meta' must be an object, found {kind(meta)}")
+    return Prompt(identifier, case, partner, options, meta or {})
 
 
 def _nearest(key: str, known: tuple[str, ...]) -> str:
@@ -119,38 +177,61 @@ def _nearest(key: str, known: tuple[str, ...]) -> str:
     return f"; known fields are {', '.join(known)} (put anything else under 'meta')"
 
 
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
-    value = record[key]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
+def _text(value: object, key: str, where: str) -> str:
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InputError(f"{where}: field {key!r} is {value}; expected a text or a finite number")
+        # Tables turn 12 into 12.0 where some row lacks a number.
+        value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if not isinstance(value, str):
-        raise InputError(f"{where}: field {key!r} must be a text or a number, found {_kind(value)}")
-    if not value.strip():
+        raise InputError(f"{where}: field {key!r} must be a text or a number, found {kind(value)}")
+    if is_blank(value):
         raise InputError(f"{where}: field {key!r} is empty")
+    _check_unicode(value, key, where)
     return value if key == "question" else value.strip()
 
 
-def _case(record: Mapping[str, Any], where: str) -> Case:
-    steps, chain = record.get("steps"), record.get("chain")
-    if steps is not None and chain is not None:
-        raise InputError(f"{where}: give either 'steps' or 'chain', not both")
+def _check_unicode(text: str, key: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: field {key!r} holds half of a surrogate pair ({text[error.start]!r}), which is no character; "
+            "write the character itself"
+        ) from None
+
+
+def _case(record: Mapping[str, Any], where: str, annotations: str) -> Case:
+    given = [key for key in CHAINS if record.get(key) is not None]
+    if len(given) > 1:
+        raise InputError(f"{where}: give either {given[0]!r} or {given[1]!r}, not both")
+    steps, chain, response = (record.get(key) for key in CHAINS)
     if steps is not None:
-        if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps):
+        if not isinstance(steps, list) or not all(isinstance(step, str) and not is_blank(step) for step in steps):
             raise InputError(f"{where}: field 'steps' must be a list of texts, none of them empty")
         steps = tuple(step.strip() for step in steps)
-    if chain is not None and not isinstance(chain, str):
-        raise InputError(f"{where}: field 'chain' must be a text, found {_kind(chain)}")
-    return Case(_text(record, "question", where), _text(record, "answer", where), steps, chain)
+    for key in given:
+        for text in steps if steps is not None else (record[key],):
+            if not isinstance(text, str):
+                raise InputError(f"{where}: field {key!r} must be a text, found {kind(text)}")
+            _check_unicode(text, key, where)
+    answer = _text(record["answer"], "answer", where)
+    if not given and isinstance(record["answer"], str) and (found := _GSM8K_ANSWER.search(answer)):
+        chain, answer = answer[: found.start()], found[1].strip()
+        if not answer:
+            raise InputError(f"{where}: field 'answer' has nothing behind its last '####'; expected the final answer")
+    if annotations == "drop":
+        steps = steps and tuple(step for step in (_ANNOTATION.sub("", step).strip() for step in steps) if step)
+        chain, response = (text and _ANNOTATION.sub("", text) for text in (chain, response))
+    return Case(_text(record["question"], "question", where), answer, steps, chain, response)
 
 
-def _partner(value: object, identifier: str, cases: Mapping[str, Case], where: str) -> Case | None:
-    if value is None:
+def _partner(value: object, identifier: str, cases: Mapping[str, Case], where: str, annotations: str) -> Case | None:
+    # Tables write a missing object as one whose fields are all missing.
+    if value is None or (isinstance(value, dict) and value and all(item is None for item in value.values())):
         return None
+    if isinstance(value, int | float) and _text(value, "counterfactual", where) in cases:
+        value = _text(value, "counterfactual", where)
     if isinstance(value, str):
         if value == identifier:
             raise InputError(f"{where}: field 'counterfactual' names the prompt itself")
@@ -159,34 +240,26 @@ def _partner(value: object, identifier: str, cases: Mapping[str, Case], where: s
         return cases[value]
     if not isinstance(value, dict):
         raise InputError(
-            f"{where}: field 'counterfactual' must be an object or another prompt's id, found {_kind(value)}"
+            f"{where}: field 'counterfactual' must be an object or another prompt's id, found {kind(value)}"
         )
     where = f"{where}, field 'counterfactual'"
-    for key in ("question", "answer"):
-        if key not in value:
+    for key in REQUIRED:
+        if value.get(key) is None:
             raise InputError(f"{where}: field {key!r} is missing")
     for key in value:
         if key not in COUNTERFACTUAL_FIELDS:
             raise InputError(f"{where}: unknown field {key!r}{_nearest(key, COUNTERFACTUAL_FIELDS)}")
-    return _case(value, where)
+    return _case(value, where, annotations)
 
 
 def _options(value: object, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise InputError(f"{where}: field 'options' must be a list of texts, found {_kind(value)}")
-    options = tuple(_text({"options": item}, "options", where) for item in value)
+        raise InputError(f"{where}: field 'options' must be a list of texts, found {kind(value)}")
+    options = tuple(_text(item, "options", where) for item in value)
     if len(set(options)) < len(options):
         raise InputError(f"{where}: field 'options' holds the same answer twice")
     if len(options) == 1:
         raise InputError(f"{where}: field 'options' holds one answer; give at least two, or leave it out")
     return options
-
-
-def _meta(value: object, where: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: field 'meta' must be an object, found {_kind(value)}")
-    return value

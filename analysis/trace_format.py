@@ -6,13 +6,26 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from analysis.segmentation import Segments, at_matches, by_line, by_sentence
 
 FILE_NAME = "trace_format.json"
 VERSION = 1
+SEGMENTATIONS = ("separator", "line", "sentence")
+_TAG = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The pair of tags that a chain stands between, such as `<think>` and `</think>`, and the answer marker behind."""
+
+    opening: str
+    closing: str
+    marker: str
 
 
 @dataclass(frozen=True)
@@ -20,6 +33,7 @@ class TraceFormat:
     """The text around a question, its steps and its answer.
 
     A trace reads `question (filled in) + chain_start + s_1 + step_separator + … + s_T + answer_start + y + stop`.
+    Between the steps of a chain that came as one text stands what stood there, and not `step_separator`.
 
     Attributes:
         question: template with the one place `{question}`.
@@ -27,8 +41,11 @@ class TraceFormat:
         step_separator: what stands between two steps; it belongs to the step before it.
         answer_start: the answer marker.
         stop: what ends an answer; may be the text of a special token, such as `<eos>`.
-        step_regex: where a generated chain is split into steps; by default at `step_separator`.
-        chat: pass the question through the tokenizer's chat template, as the user's turn, before `chain_start`.
+        step_regex: where a chain's text is split into steps; wins over `segmentation`.
+        segmentation: split at `step_separator` (`separator`), at line breaks (`line`) or after sentences (`sentence`).
+        chat: pass the question through the tokenizer's chat template, as the user's turn, before `chain_start`. Where
+            the template's last words are already those of `chain_start` (`<think>`), they are not written again.
+        system: with `chat`, the text of a system turn before the user's; None for no such turn.
     """
 
     question: str
@@ -38,6 +55,8 @@ class TraceFormat:
     stop: str
     step_regex: str | None = None
     chat: bool = False
+    segmentation: str = "separator"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if self.question.count("{question}") != 1:
@@ -50,6 +69,17 @@ class TraceFormat:
                 re.compile(self.step_regex)
             except re.error as error:
                 raise InputError(f"trace format: 'step_regex' {self.step_regex!r} is not valid: {error}") from None
+        if self.segmentation not in SEGMENTATIONS:
+            raise InputError(
+                f"trace format: 'segmentation' is {self.segmentation!r}; expected one of {', '.join(SEGMENTATIONS)}"
+            )
+        if self.system is not None and not self.chat:
+            raise InputError("trace format: 'system' needs 'chat': true; without a chat template put it in 'question'")
+        if not self.chat and self.tags and self.tags.opening not in self.question + self.chain_start:
+            raise InputError(
+                f"trace format: 'answer_start' closes {self.tags.closing}, but nothing opens {self.tags.opening}; "
+                "put it in 'chain_start'"
+            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "trace format") -> TraceFormat:
@@ -68,7 +98,7 @@ class TraceFormat:
             if key == "chat":
                 if not isinstance(value, bool):
                     raise InputError(f"{where}: field 'chat' must be true or false, found {value!r}")
-            elif not isinstance(value, str) and not (key == "step_regex" and value is None):
+            elif not isinstance(value, str) and not (key in ("step_regex", "system") and value is None):
                 raise InputError(f"{where}: field {key!r} must be a text, found {value!r}")
         for key in ("question", "chain_start", "step_separator", "answer_start", "stop"):
             if key not in given:
@@ -98,10 +128,28 @@ class TraceFormat:
         """The chain's text."""
         return self.step_separator.join(steps)
 
+    def segment(self, chain: str) -> Segments:
+        """The steps of a chain's text and what stands between them; empty pieces are no steps."""
+        if self.step_regex is not None:
+            return at_matches(chain, self.step_regex)
+        if self.segmentation == "line":
+            return by_line(chain)
+        if self.segmentation == "sentence":
+            return by_sentence(chain)
+        return at_matches(chain, re.escape(self.step_separator.strip() or self.step_separator))
+
     def split(self, chain: str) -> tuple[str, ...]:
         """The steps of a chain's text, stripped; empty pieces are dropped."""
-        pattern = self.step_regex or re.escape(self.step_separator.strip() or self.step_separator)
-        return tuple(piece.strip() for piece in re.split(pattern, chain) if piece and piece.strip())
+        return self.segment(chain).steps
+
+    @cached_property
+    def tags(self) -> Tags | None:
+        """The tags that the chain stands between; None if `answer_start` does not begin with a closing tag."""
+        found = re.match(_TAG, self.answer_start.lstrip())
+        if found is None or not re.match(r"</|\[/", found[0]):
+            return None
+        closing = found[0]
+        return Tags(closing[0] + closing[2:], closing, self.answer_start.lstrip()[len(closing) :])
 
 
 BUILT_IN: dict[str, TraceFormat] = {

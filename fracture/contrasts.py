@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from analysis.cells import Contrast, Excluded
 from analysis.errors import InputError
-from analysis.generation import write_chains
+from analysis.generation import Written, write_chains
 from analysis.models import Reader
 from analysis.prompts import Case, Prompt
+from analysis.responses import segmented
 from analysis.trace_format import TraceFormat
 from fracture.config import StudyConfig
 from fracture.progress import Progress
@@ -22,7 +23,7 @@ def choose_author(config: StudyConfig, prompts: Sequence[Prompt]) -> str:
         InputError: if gold chains are asked for and one is missing.
     """
     lacking = next(
-        (p.id for p in prompts for case in (p.case, p.partner) if case and case.steps is None and case.chain is None),
+        (p.id for p in prompts for case in (p.case, p.partner) if case and not case.has_chain),
         None,
     )
     if config.author == "gold" and lacking is not None:
@@ -38,8 +39,8 @@ def known_texts(prompts: Sequence[Prompt], author: str, trace_format: TraceForma
     for prompt in prompts:
         for case, whose in ((prompt.case, ""), (prompt.partner, "the partner of ")):
             if case is not None:
-                known = _with_steps(case, trace_format) if author == "gold" else replace(case, steps=(), chain=None)
-                yield f"{whose}prompt {prompt.id!r}", known
+                bare = Case(case.question, case.answer, steps=())
+                yield f"{whose}prompt {prompt.id!r}", segmented(case, trace_format) if author == "gold" else bare
 
 
 def make_contrasts(
@@ -55,20 +56,24 @@ def make_contrasts(
             config.max_chain_tokens,
             config.batch_tokens,
             progress.stage("base: writing the chains to be read", len(questions)),
+            config.sampling,
         )
-        chains = [w.steps for w in written]
         pairs = [
-            (
-                prompt,
-                replace(own, steps=chains[2 * i], chain=None),
-                replace(partner, steps=chains[2 * i + 1], chain=None),
-            )
+            (prompt, with_chain(own, written[2 * i]), with_chain(partner, written[2 * i + 1]))
             for i, (prompt, own, partner) in enumerate(pairs)
         ]
+        cut = [written[2 * i].cut or written[2 * i + 1].cut for i in range(len(pairs))]
+    else:
+        cut = [None] * len(pairs)
     contrasts, lost = [], []
-    for prompt, *cases in pairs:
-        own, partner = (_with_steps(case, reader.encoder.format) for case in cases)
-        if not own.steps or not partner.steps:
+    for (prompt, *cases), cut_by in zip(pairs, cut, strict=True):
+        own, partner = (segmented(case, reader.encoder.format) for case in cases)
+        special = reader.encoder.special_token_in(*(text for case in (own, partner) for text in case.steps or ()))
+        if cut_by is not None:
+            lost.append(Excluded(prompt.id, f"a chain that base wrote was cut by {cut_by} before its answer"))
+        elif special is not None:
+            lost.append(Excluded(prompt.id, f"a chain holds the text of the special token {special!r}"))
+        elif not own.steps or not partner.steps:
             lost.append(Excluded(prompt.id, "the prompt or its partner has an empty chain"))
         elif own.question == partner.question:
             lost.append(Excluded(prompt.id, "the partner has the same question"))
@@ -77,13 +82,18 @@ def make_contrasts(
     return contrasts, lost
 
 
+def count_unanswered(contrasts: Sequence[Contrast]) -> int:
+    """How many contrasts read a chain behind which its author set no answer, so that the marker is the suite's own."""
+    return sum(not (contrast.own.answered and contrast.partner.answered) for contrast in contrasts)
+
+
 def without_conclusion(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """The contrasts with the last step removed from both chains; those with a chain of one step are left out."""
     return [
         replace(
             contrast,
-            own=replace(contrast.own, steps=contrast.own.steps[:-1]),
-            partner=replace(contrast.partner, steps=contrast.partner.steps[:-1]),
+            own=contrast.own.first(len(contrast.own.steps) - 1),
+            partner=contrast.partner.first(len(contrast.partner.steps) - 1),
         )
         for contrast in contrasts
         if contrast.own.steps
@@ -92,7 +102,6 @@ def without_conclusion(contrasts: Sequence[Contrast]) -> list[Contrast]:
     ]
 
 
-def _with_steps(case: Case, trace_format: TraceFormat) -> Case:
-    if case.steps is not None:
-        return case
-    return replace(case, steps=trace_format.split(case.chain or ""), chain=None)
+def with_chain(case: Case, written: Written) -> Case:
+    """The case with the chain that a model wrote for it."""
+    return Case(case.question, case.answer, steps=written.steps, gaps=written.gaps, answered=written.answer is not None)
