@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 organisms_app = typer.Typer(help="Model pairs whose fracture is known by construction.", no_args_is_help=True)
 app.add_typer(organisms_app, name="organisms")
+store_app = typer.Typer(help="Activation stores: look at them, check them, bring your own.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
 
 
 def main() -> None:
@@ -41,7 +43,9 @@ def _escaped(text: str) -> str:
 @app.command()
 def study(
     base: Annotated[str, typer.Option(help="The model before fine-tuning: a directory or a hub name.")],
-    prompts: Annotated[str, typer.Option(help="JSONL file of prompts with counterfactual partners.")],
+    prompts: Annotated[
+        str, typer.Option(help="Prompts: JSONL, JSON, Parquet or a datasets directory; see docs/prompts.md.")
+    ],
     out: Annotated[str, typer.Option(help="Run directory to make.")],
     variant: Annotated[list[str], typer.Option(help="NAME=MODEL, a fine-tuned variant; may be given more than once.")],
     format: Annotated[
@@ -51,6 +55,18 @@ def study(
     author: Annotated[
         str | None, typer.Option(help="Whose chains are read: gold or base. Default: gold if all are given.")
     ] = None,
+    partners: Annotated[
+        str,
+        typer.Option(
+            help="Counterfactuals: given with the prompts; changed: else one number changed and propagated; any: else "
+            "another prompt, for description only."
+        ),
+    ] = "changed",
+    annotations: Annotated[str, typer.Option(help="GSM8K's <<48/2=24>> in chains: keep or drop.")] = "keep",
+    temperature: Annotated[float, typer.Option(help="Of the chains that models write; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the tokens that together hold this much.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from so many tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of samples and of changed numbers.")] = 0,
     margin: Annotated[float, typer.Option(help="The change of bypass that counts.")] = 0.1,
     max_chain_tokens: Annotated[int, typer.Option(help="Where a chain that a model writes is cut.")] = 256,
     batch_tokens: Annotated[int, typer.Option(help="How many tokens one forward pass may hold.")] = 16384,
@@ -76,6 +92,12 @@ def study(
         out=out,
         format=format,
         author=author,
+        partners=partners,
+        annotations=annotations,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
         margin=margin,
         max_chain_tokens=max_chain_tokens,
         batch_tokens=batch_tokens,
@@ -91,6 +113,112 @@ def study(
     console.print(
         f"summary  {Path(out) / 'summary.json'}\nfigure   {Path(out) / 'figures' / 'routes.png'}", highlight=False
     )
+
+
+@app.command()
+def capture(
+    model: Annotated[str, typer.Argument(help="The model to run: a directory, a LoRA adapter's, or a hub name.")],
+    prompts: Annotated[str, typer.Option(help="Prompt file, as for a study.")],
+    out: Annotated[Path, typer.Option(help="Activation store to make, or to finish if it was interrupted.")],
+    sites: Annotated[
+        str, typer.Option(help="Comma-separated: resid_pre, resid_post, attn_out, mlp_out, z (heads).")
+    ] = "resid_post",
+    layers: Annotated[str, typer.Option(help="all, or numbers and ranges such as 0,4-7.")] = "all",
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: question_end, step_ends, answer (from where the answer is predicted), question, "
+            "chain, marker, answer_tokens, all."
+        ),
+    ] = "question_end,step_ends,answer",
+    base: Annotated[str | None, typer.Option(help="The model that an adapter is merged into.")] = None,
+    format: Annotated[str | None, typer.Option(help="Trace format, as for a study.")] = None,
+    annotations: Annotated[str, typer.Option(help="GSM8K's <<48/2=24>> in chains: keep or drop.")] = "keep",
+    author: Annotated[
+        str | None, typer.Option(help="Whose chains are read: gold, or self. Default: gold if all are given.")
+    ] = None,
+    stored: Annotated[str | None, typer.Option(help="Type to store in. Default: the one computed in.")] = None,
+    temperature: Annotated[float, typer.Option(help="For chains the model writes; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the tokens that together hold this much.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from so many tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    max_chain_tokens: Annotated[int, typer.Option(help="Where a chain that the model writes is cut.")] = 256,
+    batch_tokens: Annotated[int, typer.Option(help="How many tokens one forward pass may hold.")] = 16384,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
+) -> None:
+    """Keep a model's activations at chosen sites and positions of a prompt file's texts."""
+    from rich.console import Console
+
+    from analysis.generation import Sampling
+    from fracture.capturing import capture_to_store, describe
+    from fracture.progress import Progress
+
+    with Progress(Console(stderr=True)) as progress:
+        store = capture_to_store(
+            model,
+            prompts,
+            out,
+            base=base,
+            format=format,
+            annotations=annotations,
+            author=author,
+            site_names=_listed(sites),
+            layers=layers,
+            positions=_listed(positions),
+            stored=stored,
+            sampling=Sampling(temperature, top_p, top_k, seed),
+            max_chain_tokens=max_chain_tokens,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    typer.echo(describe(store))
+
+
+@store_app.command("show")
+def show_store(directory: Annotated[Path, typer.Argument(help="An activation store.")]) -> None:
+    """Say what a store holds, and what was left out of it."""
+    from analysis.store import Store
+    from fracture.capturing import describe
+
+    typer.echo(describe(Store.open(directory)))
+
+
+@store_app.command("verify")
+def verify_store(directory: Annotated[Path, typer.Argument(help="An activation store.")]) -> None:
+    """Read every file of a store and hold it to its digest."""
+    from analysis.store import Store
+
+    store = Store.open(directory)
+    store.verify()
+    typer.echo(f"{directory}: all {len(store.manifest.shards) + len(store.manifest.tables)} files are as written")
+
+
+@store_app.command("import")
+def import_store(
+    activations: Annotated[list[Path], typer.Argument(help="Arrays [row, …]: .safetensors, .npy or .npz files.")],
+    labels: Annotated[Path, typer.Option(help="CSV, JSONL or Parquet table, one line for each row of the arrays.")],
+    out: Annotated[Path, typer.Option(help="Activation store to make.")],
+    site: Annotated[
+        str | None, typer.Option(help="The arrays are [row, layer, …] of this site: resid_post, z, …")
+    ] = None,
+    id_column: Annotated[str, typer.Option(help="The label column that says which prompt a row belongs to.")] = "id",
+) -> None:
+    """Make a store of activations and labels that you bring."""
+    from analysis.store_import import import_activations
+    from fracture.capturing import describe
+
+    typer.echo(describe(import_activations(activations, labels, out, site=site, id_column=id_column)))
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _named(variants: list[str]) -> dict[str, str]:

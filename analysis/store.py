@@ -1,0 +1,234 @@
+"""Activation stores: rows of activations in safetensors shards, a table that says what each row is, a manifest.
+
+A store is a directory:
+
+    manifest.json           settings, hooks with shape and type, shards with rows and SHA-256; `complete` or not
+    rows.parquet            one line a row, in the order of the shards
+    excluded.parquet        what was left out, and why
+    shard-00000.safetensors one tensor `[row, …]` a hook
+    journal.jsonl           while it is being written: the digests of the shards that are whole
+
+Every file is written under another name, synced and renamed, so whatever has its own name is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from numpy import ndarray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from analysis.errors import InputError
+
+VERSION = 1
+MANIFEST, ROWS, EXCLUDED, JOURNAL = "manifest.json", "rows.parquet", "excluded.parquet", "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of activations: its name, its number of rows, and its SHA-256, None while that is not known."""
+
+    file: str
+    rows: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds.
+
+    Attributes:
+        settings: everything that decided its contents, by name.
+        hooks: hook name → shape of one row.
+        dtype: of the stored values, as in torch.
+        shards: in the order of the rows.
+        tables: file name → SHA-256 of the row table and the table of what was left out.
+        complete: whether all shards are there.
+    """
+
+    settings: Mapping[str, Any]
+    hooks: Mapping[str, tuple[int, ...]]
+    dtype: str
+    shards: tuple[Shard, ...]
+    tables: Mapping[str, str]
+    complete: bool
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest:
+        """The manifest of the store in a directory.
+
+        Raises:
+            InputError: if there is none, or it is not one of this version.
+        """
+        path = directory / MANIFEST
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            version = data.get("version")
+            if version == VERSION:
+                return cls(
+                    data["settings"],
+                    {name: tuple(shape) for name, shape in data["hooks"].items()},
+                    data["dtype"],
+                    tuple(Shard(**shard) for shard in data["shards"]),
+                    data["tables"],
+                    data["complete"],
+                )
+        except OSError as error:
+            raise InputError(
+                f"activation store {directory}: {MANIFEST} cannot be read ({error.strerror}); give the directory that "
+                "`fracture capture` or `fracture store import` made"
+            ) from None
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"activation store {directory}: {MANIFEST} is damaged ({error!r})") from None
+        raise InputError(f"activation store {directory}: {MANIFEST} is of version {version!r}, expected {VERSION}")
+
+    def dump(self) -> bytes:
+        """The manifest as the bytes of its file."""
+        data = {
+            "version": VERSION,
+            "complete": self.complete,
+            "settings": self.settings,
+            "dtype": self.dtype,
+            "hooks": self.hooks,
+            "tables": self.tables,
+            "shards": [vars(shard) for shard in self.shards],
+        }
+        return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A complete activation store, opened for reading. Every file is held to its digest when it is first read."""
+
+    directory: Path
+    manifest: Manifest
+    _sound: set[str] = field(default_factory=set, repr=False)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Store:
+        """The store in a directory.
+
+        Raises:
+            InputError: if there is none, or it is not complete.
+        """
+        directory = Path(directory)
+        manifest = Manifest.load(directory)
+        if not manifest.complete:
+            raise InputError(
+                f"activation store {directory}: is not complete (its making was interrupted); run the command that "
+                "makes it again, and it goes on where it stopped"
+            )
+        return cls(directory, manifest)
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hook names, in the order of the manifest."""
+        return tuple(self.manifest.hooks)
+
+    def __len__(self) -> int:
+        return sum(shard.rows for shard in self.manifest.shards)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The row table: line i describes row i of every hook."""
+        table = pd.read_parquet(self._checked(ROWS, self.manifest.tables[ROWS]))
+        if len(table) != len(self):
+            raise InputError(f"activation store {self.directory}: {ROWS} has {len(table)} rows, the shards {len(self)}")
+        return table
+
+    @cached_property
+    def excluded(self) -> pd.DataFrame:
+        """What was left out of the store: `id`, `author`, `reason`."""
+        return pd.read_parquet(self._checked(EXCLUDED, self.manifest.tables[EXCLUDED]))
+
+    def read(self, hook: str, rows: ndarray | pd.Series[bool] | None = None) -> Tensor:
+        """The activations `[row, …]` of a hook, in its stored type.
+
+        Args:
+            hook: a hook name of this store.
+            rows: which rows, in which order (indices), or a mask over all rows; by default all.
+
+        Raises:
+            InputError: for a hook that the store does not hold, or a file that is not what was written.
+            IndexError: for a row that is not there.
+        """
+        if hook not in self.manifest.hooks:
+            raise InputError(
+                f"activation store {self.directory}: holds no hook {hook!r}; it holds {', '.join(self.hooks)}"
+            )
+        wanted = self._indices(rows)
+        out = torch.empty((len(wanted), *self.manifest.hooks[hook]), dtype=getattr(torch, self.manifest.dtype))
+        start = 0
+        for shard in self.manifest.shards:
+            here = (wanted >= start) & (wanted < start + shard.rows)
+            if here.any():
+                # One tensor of one shard at a time: memory stays bounded by what is asked for.
+                values = self._tensor(shard, hook)
+                out[torch.from_numpy(np.flatnonzero(here))] = values[torch.from_numpy(wanted[here] - start)]
+            start += shard.rows
+        return out
+
+    def verify(self) -> None:
+        """Reads every file of the store.
+
+        Raises:
+            InputError: naming the first file that is missing or not what was written.
+        """
+        self._sound.clear()
+        for name, digest in self.manifest.tables.items():
+            self._checked(name, digest)
+        for shard in self.manifest.shards:
+            self._checked(shard.file, shard.sha256)
+
+    def _indices(self, rows: ndarray | pd.Series[bool] | None) -> Int[ndarray, " row"]:
+        if rows is None:
+            return np.arange(len(self))
+        picked = np.array(rows)
+        if picked.dtype == bool:
+            if picked.shape != (len(self),):
+                raise IndexError(f"a mask over {len(self)} rows was expected, found shape {picked.shape}")
+            return np.flatnonzero(picked)
+        if picked.size and (picked.min() < 0 or picked.max() >= len(self)):
+            raise IndexError(f"the store has rows 0 to {len(self) - 1}, asked were {picked.min()} to {picked.max()}")
+        return picked.astype(np.int64)
+
+    def _tensor(self, shard: Shard, hook: str) -> Tensor:
+        path = self._checked(shard.file, shard.sha256)
+        try:
+            with safe_open(path, "pt") as opened:
+                values: Tensor = opened.get_tensor(hook)
+        except SafetensorError as error:
+            raise InputError(f"activation store {self.directory}: {shard.file} cannot be read ({error})") from None
+        return values
+
+    def _checked(self, name: str, digest: str | None) -> Path:
+        path = self.directory / name
+        if name not in self._sound:
+            if not path.is_file():
+                raise InputError(
+                    f"activation store {self.directory}: {name} is missing; run the command that made the store again"
+                )
+            if sha256(path) != digest:
+                raise InputError(
+                    f"activation store {self.directory}: {name} is not what was written (its SHA-256 differs from the "
+                    "manifest's: damaged or edited); delete that file and run the command that made the store again"
+                )
+            self._sound.add(name)
+        return path

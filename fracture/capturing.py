@@ -1,0 +1,153 @@
+"""Making and looking at activation stores from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.capture import Text, capture
+from analysis.cells import Excluded
+from analysis.errors import InputError
+from analysis.generation import Sampling, write_chains
+from analysis.models import ModelPair, Reader
+from analysis.positions import check_positions
+from analysis.prompts import Case, Prompt, read_prompts
+from analysis.responses import segmented
+from analysis.sites import blocks, check_site_names
+from analysis.store import Store
+from fracture.contrasts import with_chain
+from fracture.progress import Progress
+
+AUTHORS = ("gold", "self")
+
+
+def capture_to_store(
+    model: str,
+    prompts: str,
+    out: Path,
+    *,
+    base: str | None,
+    format: str | None,
+    annotations: str,
+    author: str | None,
+    site_names: Sequence[str],
+    layers: str,
+    positions: Sequence[str],
+    stored: str | None,
+    sampling: Sampling,
+    max_chain_tokens: int,
+    batch_tokens: int,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> Store:
+    """Runs one model over a prompt file's texts and keeps what was asked for.
+
+    Raises:
+        InputError: for anything about model, prompts or settings that cannot be used.
+    """
+    if author is not None and author not in AUTHORS:
+        raise InputError(f"author {author!r}: expected {' or '.join(AUTHORS)}")
+    check_site_names(site_names)
+    check_positions(positions)
+    given = read_prompts(prompts, annotations=annotations)
+    pair = ModelPair.load(
+        base or model,
+        {"model": model},
+        format=format,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    lacking = next((prompt.id for prompt in given if not prompt.case.has_chain), None)
+    if author == "gold" and lacking is not None:
+        raise InputError(
+            f"prompt file {prompts}: prompt {lacking!r} has no chain, so its gold chain cannot be read; give the "
+            "chain, or use --author self"
+        )
+    reader = pair.open("model")
+    whose = author or ("gold" if lacking is None else "self")
+    cases, left_out = _cases(reader, given, whose, sampling, max_chain_tokens, batch_tokens, progress)
+    texts = [
+        Text(name, whose, reader.encoder.encode(case.question, case.steps or (), case.answer, case.gaps))
+        for name, case in cases
+    ]
+    return capture(
+        reader,
+        texts,
+        out,
+        site_names=site_names,
+        layers=_layers(layers, len(blocks(reader.model))),
+        positions=positions,
+        dtype=stored,
+        batch_tokens=batch_tokens,
+        left_out=left_out,
+        progress=progress.stage("capturing", len(texts)),
+    )
+
+
+def _cases(
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    author: str,
+    sampling: Sampling,
+    max_chain_tokens: int,
+    batch_tokens: int,
+    progress: Progress,
+) -> tuple[list[tuple[str, Case]], list[Excluded]]:
+    """Each prompt's id and case with the chain that is to be read, and the prompts that cannot be."""
+    cases = [segmented(prompt.case, reader.encoder.format) for prompt in prompts]
+    cut: list[str | None] = [None] * len(prompts)
+    if author == "self":
+        stage = progress.stage("writing chains", len(prompts))
+        questions = [prompt.case.question for prompt in prompts]
+        written = write_chains(reader, questions, max_chain_tokens, batch_tokens, stage, sampling)
+        cases = [with_chain(case, chain) for case, chain in zip(cases, written, strict=True)]
+        cut = [chain.cut for chain in written]
+    kept, left_out = [], []
+    for prompt, case, cut_by in zip(prompts, cases, cut, strict=True):
+        special = reader.encoder.special_token_in(case.question, *(case.steps or ()), *(case.gaps or ()))
+        if cut_by is not None:
+            left_out.append(
+                Excluded(prompt.id, f"the chain that the model wrote was cut by {cut_by} before its answer")
+            )
+        elif special is not None:
+            left_out.append(Excluded(prompt.id, f"its text holds the text of the special token {special!r}"))
+        else:
+            kept.append((prompt.id, case))
+    return kept, left_out
+
+
+def _layers(text: str, n_layers: int) -> list[int] | None:
+    """`all`, or numbers and ranges such as `0,4-7`; None for all.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if text == "all":
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f"--layers {text!r}: expected all, or numbers and ranges such as 0,4-7")
+        layers += range(int(first), int(last) + 1 if dash else int(first) + 1)
+    if odd := [layer for layer in layers if layer >= n_layers]:
+        raise InputError(f"--layers {text!r}: layer {odd[0]} is not there; the model has layers 0 to {n_layers - 1}")
+    return layers
+
+
+def describe(store: Store) -> str:
+    """What a store holds, in a few lines."""
+    rows = store.rows
+    lines = [
+        f"store     {store.directory}",
+        f"rows      {len(store)} of {rows['id'].nunique()} prompts; columns {', '.join(map(str, rows.columns))}",
+        f"hooks     {len(store.hooks)}, {store.manifest.dtype}, from {store.hooks[0]} to {store.hooks[-1]}",
+        f"size      {sum(path.stat().st_size for path in store.directory.iterdir()) / 2**20:.1f} MiB in "
+        f"{len(store.manifest.shards)} shards",
+    ]
+    reasons = store.excluded["reason"].value_counts()
+    lines += [f"left out  {n} × {reason}" for reason, n in reasons.items()]
+    return "\n".join(lines)
