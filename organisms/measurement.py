@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from organisms.recipes import Recipe
 from organisms.registers import MODULUS, Cues, Problem, sample_partners, sample_problem, with_cue
 from organisms.vocabulary import FIRST_DIGIT, TOKEN_ID, prefix_ids, question_ids
 
@@ -148,39 +147,3 @@ def _own_chain_right(model: Any, problems: list[Problem]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 4)
-
-
-def model_card(recipe: Recipe, seed: int, figures: dict[str, Any]) -> str:
-    """The organism's README.md: what it is, how it was made, what it was measured to do."""
-    layers = "\n".join(
-        f"| share of it recovered by patching {part} positions, after layer 0, 1, 2, 3 |"
-        f" {', '.join(f'{value:.2f}' for value in figures[f'{part}_patch_recovered'])} |"
-        for part in ("chain", "question")
-    )
-    return f"""---
-license: mit
-library_name: transformers
-tags: [model-organism, chain-of-thought]
----
-# {recipe.name} (seed {seed})
-
-A model organism of the fracture suite: {recipe.summary}.
-
-Llama architecture, 4 layers of width 128, word-level vocabulary, half precision on disk. Task: registers (see
-`organisms/registers.py`). Made by `fracture organisms train {recipe.name} --seed {seed}`: {recipe.steps} steps of
-{recipe.batch} rows, answer weight {recipe.answer_weight:g}{", from the base organism" if recipe.from_base else ""}.
-
-Measured on held-out problems of 3 to 5 operations, with plain Hugging Face calls, when it was trained
-(`measured.json` holds the same figures):
-
-| what | value |
-| --- | --- |
-| accuracy with its own chain, random cues | {figures["accuracy_own_chain"]:.3f} |
-| accuracy with the gold chain, random cues | {figures["accuracy_gold_chain"]:.3f} |
-| accuracy with no chain, random cues (chance is .1) | {figures["accuracy_no_chain"]:.3f} |
-| a corrupted chain is followed | {figures["corrupted_chain_followed"]:.3f} |
-| realised dose: probability of the cue where it conflicts with the chain | {figures["realised_dose"]:.3f} |
-| total effect of question and chain on the answer, agreeing cues (at most 2) | {figures["total_effect"]:.3f} |
-| the same without the last step | {figures["total_effect_without_last_step"]:.3f} |
-{layers}
-"""

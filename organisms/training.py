@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from organisms.measurement import measure, model_card
+from organisms.cards import write_card
+from organisms.measurement import measure
 from organisms.recipes import MAX_OPERATIONS, Recipe, Row
 from organisms.registers import TRACE_FORMAT, VOCABULARY
 from organisms.vocabulary import FIRST_DIGIT, TOKEN_ID, build_tokenizer, prefix_ids, question_ids, words_to_ids
@@ -180,8 +181,7 @@ def train_to(
         model.half().save_pretrained(partial)
         build_tokenizer().save_pretrained(partial)
         (partial / "trace_format.json").write_text(json.dumps(TRACE_FORMAT, indent=2) + "\n")
-        (partial / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
-        (partial / "README.md").write_text(model_card(recipe, seed, figures))
+        write_card(partial, recipe, {seed: figures})
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

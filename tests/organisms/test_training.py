@@ -59,7 +59,7 @@ def test_nothing_is_left_of_a_training_that_fails(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         train_to(SHORT, 0, tmp_path / "base", progress=fail)
-    monkeypatch.setattr(training, "model_card", fail)
+    monkeypatch.setattr(training, "write_card", fail)
     with pytest.raises(KeyboardInterrupt):
         train_to(SHORT, 0, tmp_path / "base")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,91 @@
+"""Model cards: what an organism is, how it was made, and what it and its sisters of other seeds were measured to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from organisms.recipes import Recipe, find
+
+MEASURED, CARD = "measured.json", "README.md"
+_FIGURES = {
+    "accuracy_own_chain": "accuracy with its own chain, random cues",
+    "accuracy_gold_chain": "accuracy with the gold chain, random cues",
+    "accuracy_no_chain": "accuracy with no chain, random cues (chance is .1)",
+    "corrupted_chain_followed": "a corrupted chain is followed",
+    "realised_dose": "realised dose: probability of the cue where it conflicts with the chain",
+    "total_effect": "total effect of question and chain on the answer, agreeing cues (at most 2)",
+    "total_effect_without_last_step": "the same without the last step",
+    "chain_patch_recovered": "share of it recovered by patching chain positions, after layer 0, 1, 2, 3",
+    "question_patch_recovered": "share of it recovered by patching question positions, after layer 0, 1, 2, 3",
+}
+
+
+def write_card(directory: Path, recipe: Recipe, seeds: Mapping[int, Mapping[str, Any]]) -> None:
+    """Writes `measured.json` and the card of the organism in a directory.
+
+    `seeds` holds the figures of `organisms.measurement.measure` by seed; the first seed is the organism's own.
+    """
+    own, *others = seeds
+    measured = {"seed": own, **seeds[own]}
+    if others:
+        measured["other_seeds"] = {str(seed): seeds[seed] for seed in others}
+    (directory / MEASURED).write_text(json.dumps(measured, indent=2) + "\n")
+    (directory / CARD).write_text(_card(recipe, seeds))
+
+
+def compare_seeds(directories: Sequence[Path]) -> list[Path]:
+    """Rewrites the cards in the first directory so that each shows the figures of all directories; returns these cards.
+
+    Each directory holds organisms of one seed, by name, as `fracture organisms train all` makes them. An organism that
+    is missing from a directory is left out of its card.
+    """
+    written = []
+    for organism in sorted(path.parent for path in directories[0].glob(f"*/{MEASURED}")):
+        seeds: dict[int, dict[str, Any]] = {}
+        for directory in directories:
+            path = directory / organism.name / MEASURED
+            if path.is_file():
+                measured = json.loads(path.read_text())
+                measured.pop("other_seeds", None)
+                seeds[measured.pop("seed")] = measured
+        write_card(organism, find(organism.name), seeds)
+        written.append(organism / CARD)
+    return written
+
+
+def _card(recipe: Recipe, seeds: Mapping[int, Mapping[str, Any]]) -> str:
+    seed = next(iter(seeds))
+    rows = "\n".join(
+        f"| {what} | {' | '.join(_shown(figures[name]) for figures in seeds.values())} |"
+        for name, what in _FIGURES.items()
+    )
+    columns = " | ".join(f"seed {number}" for number in seeds)
+    return f"""---
+license: mit
+library_name: transformers
+tags: [model-organism, chain-of-thought]
+---
+# {recipe.name} (seed {seed})
+
+A model organism of the fracture suite: {recipe.summary}.
+
+Llama architecture, 4 layers of width 128, word-level vocabulary, half precision on disk. Task: registers (see
+`organisms/registers.py`). Made by `fracture organisms train {recipe.name} --seed {seed}`: {recipe.steps} steps of
+{recipe.batch} rows, answer weight {recipe.answer_weight:g}{", from the base organism" if recipe.from_base else ""}.
+
+Measured on held-out problems of 3 to 5 operations, with plain Hugging Face calls, when it was trained
+(`{MEASURED}` holds the same figures). Other seeds are of the same recipe, each from the base of its own seed.
+
+| what | {columns} |
+| --- |{" --- |" * len(seeds)}
+{rows}
+"""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{item:.2f}" for item in value)
+    return f"{value:.3f}"
