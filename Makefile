@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CHECKPOINTS := organisms/checkpoints
 DEMO := runs/demo
 
-.PHONY: env demo test check bench organisms clean
+.PHONY: env demo test test-slow check bench organisms clean
 
 env: $(STAMP)
 
@@ -24,6 +24,9 @@ demo: env  ## the main job: is the answer detached from the chain, in each shipp
 test: env  ## all tests
 	$(BIN)/python -m pytest
 
+test-slow: env  ## full simulations of the intervals and tests, about a minute more
+	$(BIN)/python -m pytest -m slow
+
 check: env  ## lint, format, types, import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +35,8 @@ check: env  ## lint, format, types, import order
 
 bench: env  ## speed against a named alternative, results checked equal
 	$(BIN)/python -m benchmarks.spliced_cells
+	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.startup
 
 organisms: env  ## retrain every shipped checkpoint from its recipe (about an hour on two cores)
 	$(BIN)/fracture organisms train all --seed 0 --out $(CHECKPOINTS)

@@ -145,10 +145,9 @@ class ModelPair:
             InputError: naming the first text and token that differ, or an id outside a model's vocabulary.
         """
         for where, case in cases:
-            steps = case.steps or ()
-            reference = self.base.encoder.encode(case.question, steps, case.answer)
+            reference = _encoded(self.base, where, case)
             for source in self.sources():
-                trace = source.encoder.encode(case.question, steps, case.answer)
+                trace = _encoded(source, where, case)
                 if max(trace.ids) >= source.vocabulary:
                     raise InputError(
                         f"model {source.name}: its tokenizer gives id {max(trace.ids)} for the text of {where}, but "
@@ -157,15 +156,23 @@ class ModelPair:
                 _check_same_ids(where, self.base, reference, source, trace)
 
 
+def _encoded(source: Source, where: str, case: Case) -> Trace:
+    try:
+        return source.encoder.encode(case.question, case.steps or (), case.answer, case.gaps)
+    except InputError as error:
+        raise InputError(f"model {source.name}, {where}: {error}") from None
+
+
 def _check_same_ids(where: str, base: Source, reference: Trace, source: Source, trace: Trace) -> None:
-    first = base.encoder.format == source.encoder.format
-    ours, theirs = (t.ids[0 if first else t.chain[0] :] for t in (reference, trace))
+    # Where the text up to the chain is another, by the model's own wrapper, the chain's ids must still agree.
+    same = reference.text == trace.text
+    ours, theirs = (t.ids[0 if same else t.chain[0] :] for t in (reference, trace))
     if ours == theirs:
         return
     at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
     if at is None:
         at = min(len(ours), len(theirs))
-    offset = 0 if first else reference.chain[0]
+    offset = 0 if same else reference.chain[0]
 
     def shown(source: Source, ids: tuple[int, ...]) -> str:
         if at >= len(ids):

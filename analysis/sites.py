@@ -38,6 +38,15 @@ def hook_name(site: str, layer: int) -> str:
     return f"blocks.{layer}.{SITES[site]}"
 
 
+def check_site_names(sites: Sequence[str]) -> None:
+    """Raises InputError for a site that is not one of `SITES`, or for none at all."""
+    for site in sites:
+        if site not in SITES:
+            raise InputError(f"site {site!r}: unknown; known are {', '.join(SITES)}")
+    if not sites:
+        raise InputError(f"no site given; known are {', '.join(SITES)}")
+
+
 def parse_hook_name(name: str) -> tuple[str, int]:
     """The site and layer that a hook name stands for.
 
@@ -60,9 +69,7 @@ def hook_names(model: Any, sites: Sequence[str], layers: Sequence[int] | None = 
         InputError: for an unknown site, a layer that the model does not have, or a site that it does not have.
     """
     n_layers = len(blocks(model))
-    for site in sites:
-        if site not in SITES:
-            raise InputError(f"site {site!r}: unknown; known are {', '.join(SITES)}")
+    check_site_names(sites)
     for layer in layers or ():
         if not 0 <= layer < n_layers:
             raise InputError(f"layer {layer}: the model has layers 0 to {n_layers - 1}")

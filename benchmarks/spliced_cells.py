@@ -34,7 +34,7 @@ def plain_text_cells(reader: Reader, contrast: Contrast) -> np.ndarray:
     for a, b in CELLS:
         scores = []
         for option in contrast.options:
-            trace = reader.encoder.encode(cases[a].question, cases[b].steps or (), option)
+            trace = reader.encoder.encode(cases[a].question, cases[b].steps or (), option, cases[b].gaps)
             ids = torch.tensor([trace.ids])
             logprobs = reader.model(ids, use_cache=False).logits[0].log_softmax(-1)
             scores.append(sum(float(logprobs[i - 1, trace.ids[i]]) for i in range(*trace.answer)))
@@ -46,7 +46,7 @@ def plain_text_cells(reader: Reader, contrast: Contrast) -> np.ndarray:
 def plain_inside_cells(reader: Reader, contrast: Contrast) -> np.ndarray:
     """`P01`, `P10` and `P11` by spliced caches, `[3, option]`, one continuation a cell and option."""
     cases = (contrast.own, contrast.partner)
-    traces = [reader.encoder.encode(case.question, case.steps or ()) for case in cases]
+    traces = [reader.encoder.encode(case.question, case.steps or (), gaps=case.gaps) for case in cases]
     (_, question_end), (_, chain_end) = traces[0].question, traces[0].chain
     runs = [reader.model(torch.tensor([t.ids[:chain_end]]), use_cache=True).past_key_values.layers for t in traces]
     cells = []
@@ -58,7 +58,7 @@ def plain_inside_cells(reader: Reader, contrast: Contrast) -> np.ndarray:
                 keys = torch.cat([q.keys[:, :, :question_end], c.keys[:, :, question_end:]], dim=2)
                 values = torch.cat([q.values[:, :, :question_end], c.values[:, :, question_end:]], dim=2)
                 cache.update(keys, values, layer)
-            trace = reader.encoder.encode(contrast.own.question, contrast.own.steps or (), option)
+            trace = reader.encoder.encode(contrast.own.question, contrast.own.steps or (), option, contrast.own.gaps)
             rest = trace.ids[chain_end:]
             logprobs = reader.model(torch.tensor([rest]), past_key_values=cache).logits[0].log_softmax(-1)
             first = trace.answer[0] - chain_end

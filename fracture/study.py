@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.answers import same_answer
 from analysis.cells import Cells, Contrast, Excluded, measure_cells
 from analysis.errors import InputError
 from analysis.generation import Written, write_chains
 from analysis.models import BASE, ModelPair, Reader
+from analysis.partners import PartneredPrompt, assign_partners
+from analysis.prompt_files import file_digest
 from analysis.prompts import Prompt, read_prompts
+from analysis.responses import segmented
 from analysis.routes import FORMS, detachment, effects_table, routes
-from fracture.config import StudyConfig
-from fracture.contrasts import choose_author, known_texts, make_contrasts, without_conclusion
+from analysis.trace_format import TraceFormat
+from fracture.config import PARTNERS, StudyConfig
+from fracture.contrasts import choose_author, count_unanswered, known_texts, make_contrasts, without_conclusion
 from fracture.progress import Progress
 from fracture.run_directory import new_run_directory, write_effects, write_excluded, write_json
 from fracture.summary import ReaderResult, summarise
 from fracture.verdict import Form
 
 WHOLE, NO_CONCLUSION = "whole", "no_conclusion"
+DESCRIPTIVE = 3
+PARTNER_NAMES = {1: "given", 2: "changed number", 3: "another prompt"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def run_study(config: StudyConfig, progress: Progress, overwrite: bool = False) 
     """
     started = time.time()
     with new_run_directory(Path(config.out), overwrite) as directory:
-        prompts = read_prompts(config.prompts)
+        prompts = read_prompts(config.prompts, annotations=config.annotations)
         pair = ModelPair.load(
             config.base,
             config.variants,
@@ -61,21 +67,30 @@ def run_study(config: StudyConfig, progress: Progress, overwrite: bool = False) 
             device=config.device,
             trust_remote_code=config.trust_remote_code,
         )
-        paired = [prompt for prompt in prompts if prompt.partner is not None]
+        split = [_split(prompt, pair.base.encoder.format) for prompt in prompts]
+        assigned = assign_partners(split, config.seed, PARTNERS[config.partners])
+        tiers = {item.prompt.id: item.tier for item in assigned if item.tier is not None}
+        paired = [item.prompt for item in assigned if item.tier is not None]
+        unpaired = [Excluded(item.prompt.id, _no_partner(item)) for item in assigned if item.tier is None]
         if not paired:
+            reasons = ", ".join(f"{n} × {reason}" for reason, n in Counter(item.reason for item in unpaired).items())
             raise InputError(
-                f"prompt file {config.prompts}: none of its {len(prompts)} prompts has a 'counterfactual', so no "
-                "effect can be measured; give each prompt a partner: {question, steps, answer}, or another prompt's id"
+                f"prompt file {config.prompts}: none of its {len(prompts)} prompts has a counterfactual partner "
+                f"({reasons}), so no effect can be measured; give each prompt a 'counterfactual': {{question, steps, "
+                "answer}, or another prompt's id"
             )
         author = choose_author(config, paired)
         pair.check_texts(known_texts(paired, author, pair.base.encoder.format))
-        measured, lost = _measure_all(pair, paired, author, config, progress)
-        dropped = [Excluded(prompt.id, "no counterfactual partner") for prompt in prompts if prompt.partner is None]
-        dropped += lost
+        measured, lost, n_unanswered = _measure_all(pair, paired, tiers, author, config, progress)
+        dropped = unpaired + lost
         summary = summarise(
             study={**asdict(config), "author": author, "variants": dict(config.variants)},
-            n_prompts=len(prompts),
-            excluded=Counter(item.reason for item in dropped),
+            prompts={
+                "read": len(prompts),
+                "partners": {PARTNER_NAMES[tier]: n for tier, n in sorted(Counter(tiers.values()).items())},
+                "chains_without_answer": n_unanswered,
+                "excluded": dict(sorted(Counter(item.reason for item in dropped).items())),
+            },
             base=_result(measured[BASE]),
             variants={
                 name: (
@@ -92,10 +107,23 @@ def run_study(config: StudyConfig, progress: Progress, overwrite: bool = False) 
     return summary
 
 
+def _split(prompt: Prompt, trace_format: TraceFormat) -> Prompt:
+    """The prompt with its chain, if it came with one, as steps."""
+    return replace(prompt, case=segmented(prompt.case, trace_format)) if prompt.case.has_chain else prompt
+
+
 def _measure_all(
-    pair: ModelPair, prompts: Sequence[Prompt], author: str, config: StudyConfig, progress: Progress
-) -> tuple[dict[str, _Measured], list[Excluded]]:
-    """Each model's results by name, and the prompts that gave no contrast; the base comes first, as the author."""
+    pair: ModelPair,
+    prompts: Sequence[Prompt],
+    tiers: Mapping[str, int],
+    author: str,
+    config: StudyConfig,
+    progress: Progress,
+) -> tuple[dict[str, _Measured], list[Excluded], int]:
+    """Each model's results by name, the prompts that gave no contrast, the number of chains without an answer.
+
+    The base comes first, as the author.
+    """
     measured: dict[str, _Measured] = {}
     contrasts: list[Contrast] = []
     lost: list[Excluded] = []
@@ -105,15 +133,20 @@ def _measure_all(
             contrasts, lost = make_contrasts(reader, prompts, author, config, progress)
             if author == BASE:
                 pair.check_texts((f"prompt {c.id!r}", case) for c in contrasts for case in (c.own, c.partner))
-        measured[source.name] = _measure(reader, contrasts, prompts, config, progress)
+        measured[source.name] = _measure(reader, contrasts, prompts, tiers, config, progress)
         # Before the next model is loaded, so that only one is in memory.
         del reader
         gc.collect()
-    return measured, lost
+    return measured, lost, count_unanswered(contrasts)
 
 
 def _measure(
-    reader: Reader, contrasts: Sequence[Contrast], prompts: Sequence[Prompt], config: StudyConfig, progress: Progress
+    reader: Reader,
+    contrasts: Sequence[Contrast],
+    prompts: Sequence[Prompt],
+    tiers: Mapping[str, int],
+    config: StudyConfig,
+    progress: Progress,
 ) -> _Measured:
     written = write_chains(
         reader,
@@ -121,6 +154,7 @@ def _measure(
         config.max_chain_tokens,
         config.batch_tokens,
         progress.stage(f"{reader.name}: writing chains", len(prompts)),
+        config.sampling,
     )
     stage = progress.stage(f"{reader.name}: the four cells", len(contrasts))
     whole = measure_cells(reader, contrasts, config.batch_tokens, stage)
@@ -129,12 +163,26 @@ def _measure(
     no_conclusion = measure_cells(reader, shortened, config.batch_tokens, stage)
     return _Measured(
         tables={
-            chain: effects_table([cells for cells in results if isinstance(cells, Cells)])
+            chain: _with_tiers(effects_table([cells for cells in results if isinstance(cells, Cells)]), tiers)
             for chain, results in ((WHOLE, whole), (NO_CONCLUSION, no_conclusion))
         },
         accuracy=_accuracy(prompts, written, contrasts, whole),
         excluded=[item for item in whole if isinstance(item, Excluded)],
     )
+
+
+def _with_tiers(table: pd.DataFrame, tiers: Mapping[str, int]) -> pd.DataFrame:
+    table.insert(1, "tier", table["id"].map(tiers).astype("int64"))
+    return table
+
+
+def _counted(table: pd.DataFrame) -> pd.DataFrame:
+    """The prompts that count: those whose partner is a counterfactual, not merely another prompt."""
+    return table[table["tier"] < DESCRIPTIVE].reset_index(drop=True)
+
+
+def _no_partner(item: PartneredPrompt) -> str:
+    return "no counterfactual partner" + (f": {item.reason}" if item.reason else "")
 
 
 def _accuracy(
@@ -144,12 +192,17 @@ def _accuracy(
     whole: Sequence[Cells | Excluded],
 ) -> dict[str, float | None]:
     given = [
-        cells.options[int(cells.text[0, 0].argmax())] == contrast.own.answer
+        same_answer(cells.options[int(cells.text[0, 0].argmax())], contrast.own.answer)
         for contrast, cells in zip(contrasts, whole, strict=True)
         if isinstance(cells, Cells)
     ]
     return {
-        "own_chain": _share([w.answer == p.case.answer for w, p in zip(written, prompts, strict=True)]),
+        "own_chain": _share(
+            [
+                w.answer is not None and same_answer(w.answer, p.case.answer)
+                for w, p in zip(written, prompts, strict=True)
+            ]
+        ),
         "own_chain_without_answer": _share([w.answer is None for w in written]),
         "given_chain": _share(given),
     }
@@ -160,8 +213,13 @@ def _share(values: Sequence[bool]) -> float | None:
 
 
 def _result(measured: _Measured) -> ReaderResult:
+    whole = measured.tables[WHOLE]
+    others = whole[whole["tier"] == DESCRIPTIVE]
     return ReaderResult(
-        routes={chain: {form: routes(table, form) for form in FORMS} for chain, table in measured.tables.items()},
+        routes={
+            chain: {form: routes(_counted(table), form) for form in FORMS} for chain, table in measured.tables.items()
+        },
+        described=routes(others, "text") if len(others) else None,
         accuracy=measured.accuracy,
         excluded=Counter(item.reason for item in measured.excluded),
         splice_error=float(measured.tables[WHOLE]["splice_error"].max()),
@@ -170,7 +228,7 @@ def _result(measured: _Measured) -> ReaderResult:
 
 def _compared(measured: dict[str, _Measured], name: str, chain: str) -> dict[str, Form]:
     """For each form, base and variant over the prompts that both have."""
-    ours, theirs = measured[BASE].tables[chain], measured[name].tables[chain]
+    ours, theirs = _counted(measured[BASE].tables[chain]), _counted(measured[name].tables[chain])
     shared = set(ours["id"]) & set(theirs["id"])
     ours, theirs = (table[table["id"].isin(shared)].reset_index(drop=True) for table in (ours, theirs))
     return {form: Form(routes(ours, form), routes(theirs, form), detachment(ours, theirs, form)) for form in FORMS}
@@ -195,6 +253,6 @@ def _provenance(config: StudyConfig, pair: ModelPair, started: float) -> dict[st
         "versions": {name: metadata.version(name) for name in ("fracture-suite", "torch", "transformers", "numpy")},
         "python": platform.python_version(),
         "models": {source.name: source.digest() for source in pair.sources()},
-        "prompts": hashlib.sha256(Path(config.prompts).read_bytes()).hexdigest(),
+        "prompts": file_digest(config.prompts),
         "seconds": round(time.time() - started, 1),
     }

@@ -22,6 +22,7 @@ class ReaderResult:
         routes: chain form (`whole`, `no_conclusion`) → form (`text`, `inside`) → its routes.
         accuracy: shares of right answers, by whose chain was read.
         excluded: reason → number of prompts.
+        described: the routes by text over prompts whose partner is merely another prompt; None if there are none.
         splice_error: largest error of the run-time check of the inside form; NaN if it had no prompt.
     """
 
@@ -29,12 +30,12 @@ class ReaderResult:
     accuracy: Mapping[str, float | None]
     excluded: Mapping[str, int]
     splice_error: float
+    described: Routes | None = None
 
 
 def summarise(
     study: Mapping[str, Any],
-    n_prompts: int,
-    excluded: Mapping[str, int],
+    prompts: Mapping[str, Any],
     base: ReaderResult,
     variants: Mapping[str, tuple[ReaderResult, Mapping[str, Form], Mapping[str, Form]]],
     margin: float,
@@ -43,7 +44,7 @@ def summarise(
     return {
         "schema_version": SCHEMA_VERSION,
         "study": dict(study),
-        "prompts": {"read": n_prompts, "excluded": dict(sorted(excluded.items()))},
+        "prompts": dict(prompts),
         "base": _reader(base),
         "variants": {
             name: _variant(result, whole, no_conclusion, margin)
@@ -108,6 +109,8 @@ def _reader(result: ReaderResult) -> dict[str, Any]:
             }
             for chain, forms in result.routes.items()
         },
+        "another_prompt_as_partner": result.described
+        and {share: getattr(result.described, share).to_dict() for share in ("total", "bypass", "direct")},
     }
 
 

@@ -72,10 +72,10 @@ def judge(text: Form, inside: Form, margin: float = MARGIN) -> Verdict:
             f"the inside form rests on {inside.difference.n} prompts, at least {MIN_PROMPTS} are needed: the positions "
             "of a prompt and its partner must align, token by token",
         )
-    equivalence = [form.difference.at(EQUIVALENCE_LEVEL) for form in (text, inside)]
-    if all(-margin <= interval.low and interval.high <= margin for interval in equivalence):
+    tests = [statistics.equivalence(form.difference, margin, EQUIVALENCE_LEVEL) for form in (text, inside)]
+    if all(test.equivalent for test in tests):
         spans = " and ".join(
-            f"{_span(interval)} {name}" for interval, name in zip(equivalence, ("by text", "inside"), strict=True)
+            f"{_span(test.interval)} {name}" for test, name in zip(tests, ("by text", "inside"), strict=True)
         )
         if text.variant.bypass.high < MAX_ATTACHED_BYPASS:
             return Verdict(ATTACHED, f"the 90% intervals of the change of bypass, {spans}, lie within ±{margin:g}")

@@ -144,7 +144,7 @@ def test_prompts_without_partners(study, tmp_path):
     path.write_text(json.dumps({k: v for k, v in PROMPT.items() if k != "counterfactual"}) + "\n")
     code, message = study(prompts=path)
     assert code == 2
-    assert "none of its 1 prompts has a 'counterfactual'" in message
+    assert "none of its 1 prompts has a counterfactual partner" in message
 
 
 def test_tokenizers_that_split_the_text_differently(study, tmp_path):

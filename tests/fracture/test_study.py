@@ -192,11 +192,16 @@ def test_prompts_without_a_partner_are_excluded_and_counted(tmp_path, few):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     out = tmp_path / "run"
     summary = run_study(config(out, {"dose_1": "dose_1"}, path), Progress())
-    assert summary["prompts"] == {"read": 30, "excluded": {"no counterfactual partner": 1}}
+    # Arithmetic modulo 10 is not propagated: its equations are false as they stand.
+    reason = "no counterfactual partner: false equation"
+    assert summary["prompts"] == {
+        "read": 30,
+        "partners": {"given": 29},
+        "chains_without_answer": 0,
+        "excluded": {reason: 1},
+    }
     excluded = pd.read_parquet(out / "excluded.parquet")
-    assert excluded.to_dict("records") == [
-        {"id": "agreeing-0004", "reader": "all", "reason": "no counterfactual partner"}
-    ]
+    assert excluded.to_dict("records") == [{"id": "agreeing-0004", "reader": "all", "reason": reason}]
 
 
 def test_a_base_that_bypasses_already_is_not_called_attached(tmp_path, few):
