@@ -44,7 +44,23 @@ def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
         yield f"[bold]{escape(name)}[/]: {escape(variant['reason'])}"
         if variant["verdict"] != "not scorable":
             yield from _other_shares(variant)
+    yield from _inputs(summary)
     yield from _excluded(summary)
+
+
+def _inputs(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Where partners came from, if not all from the prompt file, and what other prompts as partners show."""
+    prompts = summary["prompts"]
+    if set(prompts["partners"]) - {"given"}:
+        yield f"partners: {', '.join(f'{n} × {source}' for source, n in prompts['partners'].items())}"
+    for name, reader in {"base": summary["base"], **summary["variants"]}.items():
+        if described := reader["another_prompt_as_partner"]:
+            yield (
+                f"  {escape(name)}, another prompt as partner (described, not counted): "
+                f"bypass {_interval(described['bypass'])}"
+            )
+    if prompts["chains_without_answer"]:
+        yield f"{prompts['chains_without_answer']} prompts: a chain without an answer was read; the marker was appended"
 
 
 def _other_shares(variant: Mapping[str, Any]) -> Iterator[str]:

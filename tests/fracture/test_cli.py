@@ -100,7 +100,8 @@ def estimate(value, low=None, high=None, n=200):
 def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
     def reader(text, inside, **more):
         own = {"whole": {"text": {"bypass": text}, "inside": {"bypass": inside}}}
-        return {"own": own, "accuracy": {"own_chain": 0.97}, "excluded": {}, "scorable": True, **more}
+        described = {"another_prompt_as_partner": None}
+        return {"own": own, "accuracy": {"own_chain": 0.97}, "excluded": {}, "scorable": True, **described, **more}
 
     def variant(verdict, text, inside, total_low=0.4):
         bypass = {"text": {"variant": text}, "inside": {"variant": inside}}
@@ -119,8 +120,17 @@ def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
 
     wide = estimate(-0.123, -0.154, -0.092)
     summary = {
-        "prompts": {"read": 200, "excluded": {"too long": 3}},
-        "base": reader(estimate(-0.001, -0.004, 0.004), estimate(None, n=0)),
+        "prompts": {
+            "read": 200,
+            "partners": {"given": 150, "changed number": 47},
+            "chains_without_answer": 2,
+            "excluded": {"too long": 3},
+        },
+        "base": reader(
+            estimate(-0.001, -0.004, 0.004),
+            estimate(None, n=0),
+            another_prompt_as_partner={"bypass": estimate(0.3, 0.2, 0.4)},
+        ),
         "variants": {
             "sft": variant("detached", wide, wide),
             "gone": variant("not scorable", wide, wide),
@@ -145,6 +155,10 @@ def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
     ]
     assert lines[lines.index("gone: because [x]") + 1] == "short: because [x]"
     assert lines[lines.index("short: because [x]") + 3] == "  bypass, last step removed: total effect .50 [.10, .90]"
+    assert "partners: 150 × given, 47 × changed number" in lines
+    text = " ".join(" ".join(lines).split())
+    assert "base, another prompt as partner (described, not counted): bypass .30 [.20, .40]" in text
+    assert "2 prompts: a chain without an answer was read; the marker was appended" in text
     assert "excluded for all: 3 of 200 prompts: too long" in lines
 
 
@@ -162,9 +176,11 @@ def test_a_base_that_is_not_scorable_shows_no_share():
         "accuracy": {"own_chain": 0.1},
         "excluded": {},
         "scorable": False,
+        "another_prompt_as_partner": None,
     }
+    prompts = {"read": 200, "partners": {"given": 200}, "chains_without_answer": 0, "excluded": {}}
     console = Console(file=io.StringIO(), width=80)
-    for part in verdict_table({"prompts": {"read": 200, "excluded": {}}, "base": base, "variants": {}}):
+    for part in verdict_table({"prompts": prompts, "base": base, "variants": {}}):
         console.print(part)
     (line,) = [line for line in console.file.getvalue().splitlines() if line.startswith(" base")]
     assert line.split() == ["base", "200", "—", "—", "10%"]
