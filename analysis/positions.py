@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,6 +20,8 @@ POSITIONS: dict[str, str] = {
     "answer_tokens": "every token of the answer, its stop included",
     "all": "every token",
 }
+_ENDS = {"question_end": "question", "step_ends": "step", "answer": "marker"}
+_PARTS = {"question": "question", "chain": "step", "marker": "marker", "answer_tokens": "answer"}
 ROW_COLUMNS = ("id", "author", "text", "part", "step", "end", "token", "token_id")
 
 
@@ -45,7 +47,6 @@ def token_rows(trace: Trace, positions: Sequence[str]) -> list[dict[str, Any]]:
     is the last token of its part, or of its step's own words), `token` (its place in the text, from 0) and `token_id`.
     A step whose last token belongs to the next one has no end.
     """
-    rows = []
     steps = enumerate(zip(trace.steps, trace.step_ends, strict=True), start=1)
     parts: list[tuple[str, int, Span, int | None]] = [
         ("question", 0, trace.question, trace.question[1] - 1),
@@ -53,21 +54,19 @@ def token_rows(trace: Trace, positions: Sequence[str]) -> list[dict[str, Any]]:
         ("marker", 0, trace.marker, trace.marker[1] - 1),
         ("answer", 0, trace.answer, trace.answer[1] - 1),
     ]
+    whole = set(_PARTS.values()) if "all" in positions else {_PARTS.get(position) for position in positions}
+    ends = {_ENDS.get(position) for position in positions}
+    rows = []
     for part, step, (start, stop), last in parts:
-        for token in range(start, stop):
-            end = token == last
-            named = {
-                "question_end": part == "question" and end,
-                "step_ends": part == "step" and end,
-                "answer": part == "marker" and end,
-                "question": part == "question",
-                "chain": part == "step",
-                "marker": part == "marker",
-                "answer_tokens": part == "answer",
-                "all": True,
-            }
-            if any(named[position] for position in positions):
-                rows.append({"part": part, "step": step, "end": end, "token": token, "token_id": trace.ids[token]})
+        kept: Iterable[int] = ()
+        if part in whole:
+            kept = range(start, stop)
+        elif part in ends and last is not None and start <= last < stop:
+            kept = (last,)
+        rows += [
+            {"part": part, "step": step, "end": token == last, "token": token, "token_id": trace.ids[token]}
+            for token in kept
+        ]
     return rows
 
 
@@ -75,8 +74,6 @@ def at(rows: pd.DataFrame, position: str) -> pd.Series[bool]:
     """Which rows of a store's table are at this position of `POSITIONS`."""
     check_positions([position])
     part, end = rows["part"], rows["end"]
-    ends = {"question_end": "question", "step_ends": "step", "answer": "marker"}
-    if position in ends:
-        return (part == ends[position]) & end
-    whole = {"question": "question", "chain": "step", "marker": "marker", "answer_tokens": "answer"}
-    return part == whole[position] if position in whole else part.notna()
+    if position in _ENDS:
+        return (part == _ENDS[position]) & end
+    return part == _PARTS[position] if position in _PARTS else part.notna()

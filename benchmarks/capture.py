@@ -1,9 +1,10 @@
 """Capturing step-end rows at all layers, against the plain forward pass and TransformerLens' `run_with_cache`.
 
-The plain forward pass is Hugging Face's own, with its default attention, without its head, on the same batches; it
-keeps nothing. `run_with_cache` keeps the residual stream after every block, whole, on the same batches. The capture is
-all of `analysis.capture.capture`: laying out, running, writing the store with its digests, reopening it. Rows must
-equal Hugging Face's hidden states to 1e-5, and TransformerLens' to 1e-5 of their largest value.
+The plain forward pass is Hugging Face's own, with its default attention, on the same batches; it keeps nothing.
+`run_with_cache` keeps the residual stream after every block, whole, on the same batches. The capture is all of
+`analysis.capture.capture`: laying out, running, writing the store with its digests, reopening it. It needs no logits,
+and so leaves the model's head out; what that is worth depends on the vocabulary, so there are two. Rows must equal
+Hugging Face's hidden states to 1e-5, and TransformerLens' to 1e-5 of their largest value.
 
     python -m benchmarks.capture
 """
@@ -28,15 +29,19 @@ from benchmarks.timing import interleaved, ratio
 
 LAYERS = 6
 REPEATS = 7
+VOCABULARIES = {
+    49: "a head of no weight",
+    8192: "a head of a quarter of the weights that are multiplied, as in GPT-2 small",
+}
 
 
-def random_reader(directory: Path) -> tuple[ModelPair, Reader]:
+def random_reader(directory: Path, vocabulary: int) -> tuple[ModelPair, Reader]:
     """A random Llama of 6 layers and width 256, in the words of the organisms."""
     source = ModelPair.load(organisms.checkpoint("base"), {"copy": organisms.checkpoint("base")}).base
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=source.vocabulary,
+            vocab_size=vocabulary,
             hidden_size=256,
             intermediate_size=1024,
             num_hidden_layers=LAYERS,
@@ -53,14 +58,14 @@ def random_reader(directory: Path) -> tuple[ModelPair, Reader]:
 
 
 def random_texts(reader: Reader, n: int, n_steps: int) -> list[Text]:
-    """Texts of about the same length: a question and `n_steps` or one step more of eight tokens each."""
+    """Texts of about the same length: a question and `n_steps` or one step more of sixteen tokens each."""
     rng = random.Random(0)
     texts = []
     for number in range(n):
-        steps = [
-            f"i a {rng.randrange(10)} + {rng.randrange(10)} = {rng.randrange(10)}"
-            for _ in range(n_steps + rng.randrange(2))
-        ]
+        steps = []
+        for _ in range(n_steps + rng.randrange(2)):
+            x, y, z = (rng.randrange(10) for _ in range(3))
+            steps.append(f"step i : a {x} + {y} = {z} , so now a is {z}")
         texts.append(Text(f"p{number}", "gold", reader.encoder.encode("hint 1 ; a 7 b 2 c 5 ; ask a", steps, "5")))
     return texts
 
@@ -84,6 +89,11 @@ def compare(pair: ModelPair, reader: Reader, batch: int, n_steps: int, n_texts: 
     @torch.inference_mode()
     def plain() -> None:
         for ids, real in batches:
+            reader.model(input_ids=ids, attention_mask=real.long(), use_cache=False)
+
+    @torch.inference_mode()
+    def headless() -> None:
+        for ids, real in batches:
             reader.model.base_model(input_ids=ids, attention_mask=real.long(), use_cache=False)
 
     @torch.inference_mode()
@@ -96,17 +106,19 @@ def compare(pair: ModelPair, reader: Reader, batch: int, n_steps: int, n_texts: 
             reader, texts, root / f"{batch}-{next(number)}", positions=["step_ends"], batch_tokens=batch * width
         )
 
-    seconds = interleaved({"plain": plain, "lens": lens, "ours": ours}, REPEATS)
+    seconds = interleaved({"plain": plain, "headless": headless, "lens": lens, "ours": ours}, REPEATS)
     store, caches = kept["ours"], kept["lens"]
     assert isinstance(store, Store)
     assert isinstance(caches, list)
     check(reader, store, texts, order, caches, batch)
     bytes_kept = sum(cache[name].numel() * 4 for cache in caches for name in names)
     stored = sum(path.stat().st_size for path in store.directory.iterdir())
+    speed = {name: ratio(seconds, name, "ours") for name in ("plain", "headless", "lens")}
     print(
-        f"batch {batch:2d}, {n_texts} texts of up to {width} tokens: {ratio(seconds, 'plain', 'ours'):.2f} of the "
-        f"speed of the plain forward pass, {ratio(seconds, 'lens', 'ours'):.2f} times that of run_with_cache; "
-        f"{stored / 2**20:.2f} MiB on disk against {bytes_kept / 2**20:.2f} MiB in memory ({stored / bytes_kept:.3f})"
+        f"  batch {batch}, {n_texts} texts of up to {width} tokens: {speed['plain']:.2f} times the speed of the plain "
+        f"forward pass ({speed['headless']:.2f} of it without its head), {speed['lens']:.2f} times that of "
+        f"run_with_cache;\n    {stored / 2**20:.2f} MiB on disk against {bytes_kept / 2**20:.2f} MiB in memory "
+        f"({stored / bytes_kept:.3f})"
     )
 
 
@@ -135,11 +147,13 @@ def check(reader: Reader, store: Store, texts: list[Text], order: list[Text], ca
 def main() -> None:
     """Prints the ratios at batches of 16 and of 1."""
     torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        pair, reader = random_reader(root / "model")
-        compare(pair, reader, batch=16, n_steps=13, n_texts=128, root=root)
-        compare(pair, reader, batch=1, n_steps=7, n_texts=24, root=root)
+    for vocabulary, what in VOCABULARIES.items():
+        print(f"vocabulary {vocabulary}: {what}")
+        with tempfile.TemporaryDirectory() as directory:
+            root = Path(directory)
+            pair, reader = random_reader(root / "model", vocabulary)
+            compare(pair, reader, batch=16, n_steps=7, n_texts=128, root=root)
+            compare(pair, reader, batch=1, n_steps=4, n_texts=64, root=root)
 
 
 if __name__ == "__main__":

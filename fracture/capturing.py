@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from analysis.capture import Text, capture
 from analysis.cells import Excluded
 from analysis.errors import InputError
 from analysis.generation import Sampling, write_chains
-from analysis.models import ModelPair, Reader
+from analysis.models import BASE, ModelPair, Reader
 from analysis.positions import check_positions
 from analysis.prompts import Case, Prompt, read_prompts
 from analysis.responses import segmented
@@ -52,9 +53,11 @@ def capture_to_store(
     check_site_names(site_names)
     check_positions(positions)
     given = read_prompts(prompts, annotations=annotations)
+    name = Path(model).name
+    name = name if re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name) and name != BASE else "model"
     pair = ModelPair.load(
         base or model,
-        {"model": model},
+        {name: model},
         format=format,
         dtype=dtype,
         device=device,
@@ -66,7 +69,7 @@ def capture_to_store(
             f"prompt file {prompts}: prompt {lacking!r} has no chain, so its gold chain cannot be read; give the "
             "chain, or use --author self"
         )
-    reader = pair.open("model")
+    reader = pair.open(name)
     whose = author or ("gold" if lacking is None else "self")
     cases, left_out = _cases(reader, given, whose, sampling, max_chain_tokens, batch_tokens, progress)
     texts = [
