@@ -38,6 +38,7 @@ from analysis.quantities import (
 )
 
 Tier = Literal[1, 2, 3]
+TIER_NAMES: dict[Tier, str] = {1: "given", 2: "changed number", 3: "another prompt"}
 Reason = Literal[
     "no chain",
     "no equation",

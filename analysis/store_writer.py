@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from analysis.errors import InputError
+from analysis.files import sync_directory, write_whole
 from analysis.store import EXCLUDED, JOURNAL, MANIFEST, ROWS, Manifest, Shard, Store, sha256
 
 
@@ -127,21 +128,6 @@ def writing(directory: Path, plan: StorePlan) -> Iterator[StoreWriter]:
         ) from None
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that under its name there is all of it or what was there before."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
 def _begin(directory: Path, plan: StorePlan) -> None:
     """Makes the store with its tables and a manifest of what is to come, all of it or nothing."""
     partial = directory.with_name(f".{directory.name}.partial")
@@ -156,7 +142,7 @@ def _begin(directory: Path, plan: StorePlan) -> None:
         manifest = Manifest(plan.settings, plan.hooks, plan.dtype, shards, tables, complete=False)
         write_whole(partial / MANIFEST, manifest.dump())
         partial.replace(directory)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -239,13 +225,5 @@ def _locked(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"activation store {directory}: another process is writing it; wait for it") from None
         yield
-    finally:
-        os.close(handle)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

@@ -116,6 +116,19 @@ def study(
 
 
 @app.command()
+def partners(
+    prompts: Annotated[str, typer.Argument(help="Prompt file, as for a study.")],
+    out: Annotated[Path | None, typer.Option(help="JSONL file to write, every partner with its prompt.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same partners.")] = 0,
+    annotations: Annotated[str, typer.Option(help="GSM8K's <<48/2=24>> in chains: keep or drop.")] = "keep",
+) -> None:
+    """Find counterfactual partners: given, or with one number changed and carried through the chain's equations."""
+    from fracture.partnering import make_partners
+
+    typer.echo(make_partners(prompts, out, seed, annotations))
+
+
+@app.command()
 def capture(
     model: Annotated[str, typer.Argument(help="The model to run: a directory, a LoRA adapter's, or a hub name.")],
     prompts: Annotated[str, typer.Option(help="Prompt file, as for a study.")],

@@ -19,7 +19,7 @@ from analysis.cells import Cells, Contrast, Excluded, measure_cells
 from analysis.errors import InputError
 from analysis.generation import Written, write_chains
 from analysis.models import BASE, ModelPair, Reader
-from analysis.partners import PartneredPrompt, assign_partners
+from analysis.partners import TIER_NAMES, PartneredPrompt, Tier, assign_partners
 from analysis.prompt_files import file_digest
 from analysis.prompts import Prompt, read_prompts
 from analysis.responses import segmented
@@ -34,7 +34,6 @@ from fracture.verdict import Form
 
 WHOLE, NO_CONCLUSION = "whole", "no_conclusion"
 DESCRIPTIVE = 3
-PARTNER_NAMES = {1: "given", 2: "changed number", 3: "another prompt"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def run_study(config: StudyConfig, progress: Progress, overwrite: bool = False) 
             study={**asdict(config), "author": author, "variants": dict(config.variants)},
             prompts={
                 "read": len(prompts),
-                "partners": {PARTNER_NAMES[tier]: n for tier, n in sorted(Counter(tiers.values()).items())},
+                "partners": {TIER_NAMES[tier]: n for tier, n in sorted(Counter(tiers.values()).items())},
                 "chains_without_answer": n_unanswered,
                 "excluded": dict(sorted(Counter(item.reason for item in dropped).items())),
             },
@@ -115,7 +114,7 @@ def _split(prompt: Prompt, trace_format: TraceFormat) -> Prompt:
 def _measure_all(
     pair: ModelPair,
     prompts: Sequence[Prompt],
-    tiers: Mapping[str, int],
+    tiers: Mapping[str, Tier],
     author: str,
     config: StudyConfig,
     progress: Progress,
@@ -144,7 +143,7 @@ def _measure(
     reader: Reader,
     contrasts: Sequence[Contrast],
     prompts: Sequence[Prompt],
-    tiers: Mapping[str, int],
+    tiers: Mapping[str, Tier],
     config: StudyConfig,
     progress: Progress,
 ) -> _Measured:
@@ -171,7 +170,7 @@ def _measure(
     )
 
 
-def _with_tiers(table: pd.DataFrame, tiers: Mapping[str, int]) -> pd.DataFrame:
+def _with_tiers(table: pd.DataFrame, tiers: Mapping[str, Tier]) -> pd.DataFrame:
     table.insert(1, "tier", table["id"].map(tiers).astype("int64"))
     return table
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import get_args
 
 import organisms
 from analysis.errors import InputError
+from analysis.files import write_whole
 
 
 def train_organisms(name: str, out: Path, seed: int, base: Path | None) -> None:
@@ -72,6 +72,4 @@ def write_prompt_file(out: Path, cues: str, n: int, seed: int) -> None:
         raise InputError(f"--n {n}: expected a positive number of prompts")
     lines = [json.dumps(record) + "\n" for record in sample_prompts(n, cues, seed)]  # type: ignore[arg-type]
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.rename(out)
+    write_whole(out, "".join(lines).encode())

@@ -1,0 +1,54 @@
+"""Counterfactual partners for a prompt file, from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import InputError
+from analysis.files import write_whole
+from analysis.partners import TIER_NAMES, PartneredPrompt, assign_partners
+from analysis.prompts import Case, read_prompts
+
+
+def make_partners(prompts: str, out: Path | None, seed: int, annotations: str) -> str:
+    """A table of where the partners of a prompt file's prompts come from, and why the rest have none.
+
+    With `out`, writes the prompts as JSONL, those that have or got a partner with it; all of the file or nothing.
+
+    Raises:
+        InputError: for prompts that cannot be read, or an output that exists or cannot be written.
+    """
+    if out is not None and out.exists():
+        raise InputError(f"--out {out}: exists already; choose another file")
+    assigned = assign_partners(read_prompts(prompts, annotations=annotations), seed)
+    if out is not None:
+        lines = [json.dumps(_record(item), ensure_ascii=False) + "\n" for item in assigned]
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(out, "".join(lines).encode())
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
+    counts = Counter(TIER_NAMES[item.tier] if item.tier else f"none: {item.reason}" for item in assigned)
+    width = max(map(len, counts))
+    return "\n".join(f"{outcome:<{width}}  {n:>6}  {n / len(assigned):>5.1%}" for outcome, n in counts.most_common())
+
+
+def _record(item: PartneredPrompt) -> dict[str, Any]:
+    prompt = item.prompt
+    record = {"id": prompt.id, **_fields(prompt.case)}
+    if prompt.options:
+        record["options"] = list(prompt.options)
+    if prompt.partner is not None:
+        record["counterfactual"] = _fields(prompt.partner)
+    if prompt.meta:
+        record["meta"] = dict(prompt.meta)
+    return record
+
+
+def _fields(case: Case) -> dict[str, Any]:
+    given = asdict(case)
+    return {key: given[key] for key in ("question", "steps", "chain", "response", "answer") if given[key] is not None}
