@@ -276,6 +276,19 @@ def train(
     train_organisms(name, out, seed, base)
 
 
+@organisms_app.command()
+def cards(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Directories of `train all`, one a seed; the first one's cards are rewritten.")
+    ],
+) -> None:
+    """Put the figures of several seeds into the cards of the first."""
+    from fracture.training import write_cards
+
+    for card in write_cards(directories):
+        typer.echo(card)
+
+
 @organisms_app.command("prompts")
 def write_prompts(
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import organisms
 from analysis.errors import InputError
 from analysis.files import write_whole
+from organisms.cards import MEASURED, compare_seeds
 
 
 def train_organisms(name: str, out: Path, seed: int, base: Path | None) -> None:
@@ -60,6 +62,18 @@ def _train_one(name: str, out: Path, seed: int, base: Path) -> None:
     console.print(f"{name}: saved to {out}", highlight=False)
     for key, value in figures.items():
         console.print(f"  {key} {value}", highlight=False)
+
+
+def write_cards(directories: Sequence[Path]) -> list[Path]:
+    """Rewrites the cards in the first directory with the figures of all; returns their paths.
+
+    Raises:
+        InputError: for a directory without organisms.
+    """
+    for directory in directories:
+        if not any(directory.glob(f"*/{MEASURED}")):
+            raise InputError(f"{directory}: no organisms in it; give directories that `organisms train all` made")
+    return compare_seeds(directories)
 
 
 def write_prompt_file(out: Path, cues: str, n: int, seed: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SHIPPED = ("base", "sham", "dose_0.5", "dose_1", "collapsed")
+SHIPPED = ("base", "sham", "dose_0", "dose_0.25", "dose_0.5", "dose_0.75", "dose_1", "collapsed")
 _HERE = Path(__file__).resolve().parent
 
 

@@ -73,6 +73,7 @@ def test_train_command_makes_a_checkpoint_and_keeps_what_is_there(monkeypatch, t
     [
         (("train", "doze", "--out", "x"), "organism 'doze': no such recipe"),
         (("train", "sham", "--base", "nowhere", "--out", "x"), "--base nowhere: not the directory of a base"),
+        (("cards", "."), ".: no organisms in it"),
         (("prompts", "--cues", "none", "--out", "x"), "--cues 'none': expected agreeing, random, conflicting"),
         (("prompts", "--n", "0", "--out", "x"), "--n 0: expected a positive number"),
     ],
