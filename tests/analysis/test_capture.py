@@ -64,7 +64,7 @@ def test_a_token_that_two_positions_name_is_one_row(reader, tmp_path):
 
 def test_rows_are_those_of_the_text_run_alone_without_padding(reader, tmp_path):
     """Off by one row, token or layer would show: every kept row is held to one plain forward pass a text."""
-    texts = [text(reader, f"p{i}", steps=STEPS[: 1 + i % 3]) for i in range(7)]
+    texts = [text(reader, f"p{i}", question=f"a {i} b 2", steps=STEPS[: 1 + i % 3]) for i in range(7)]
     store = capture(reader, texts, tmp_path / "s", batch_tokens=60, shard_bytes=500, layers=[2, 0])
     assert store.hooks == (hook_name("resid_post", 2), hook_name("resid_post", 0))
     assert len(store.manifest.shards) > 2

@@ -152,3 +152,19 @@ def test_split_undoes_join():
     assert trace_format.split(trace_format.join(steps)) == steps
     assert trace_format.split(" a 1 ;  ; b 2 ; ") == ("a 1", "b 2")
     assert trace_format.split("") == ()
+
+
+def test_a_steps_end_is_the_last_token_of_its_own_last_visible_character(bpe):
+    """Not of the separator behind it; and where a character is several tokens, the last of them."""
+    steps = ["12 + 34 = 46", "So he has 46 \u20ac", "That is all.  "]
+    trace = bpe.encode("Tom?", steps, "46", ["\n\n", "\n", ""])
+    seen = "".join(bpe.tokenizer.convert_ids_to_tokens(list(trace.ids[: trace.step_ends[1] + 1])))
+    euro = "".join(bpe.tokenizer.convert_ids_to_tokens(bpe.tokenizer("\u20ac", add_special_tokens=False).input_ids))
+    assert len(bpe.tokenizer("\u20ac", add_special_tokens=False).input_ids) == 3
+    assert seen.endswith(euro)
+    for (start, stop), end, step in zip(trace.steps, trace.step_ends, steps, strict=True):
+        assert start <= end < stop
+        assert bpe.tokenizer.decode(list(trace.ids[start : end + 1])).strip() == step.strip()
+        assert bpe.tokenizer.decode([trace.ids[end]]).strip()
+    assert trace.step_ends[0] < trace.steps[0][1] - 1
+    assert bpe.encode("Tom?", []).step_ends == ()
