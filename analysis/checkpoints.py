@@ -74,7 +74,6 @@ def find(
     model_directory = adapted.directory if adapted else directory
     config = _config(name, model_directory)
     text_config = config.get("text_config", config)
-    context = text_config.get("max_position_embeddings") or text_config.get("n_positions")
     own_tokenizer = adapted is None or (directory / "tokenizer.json").is_file()
     tokenizer = _tokenizer(name, directory) if own_tokenizer else adapted.encoder.tokenizer  # type: ignore[union-attr]
     trace_format = resolve_format(format, directory, fallback)
@@ -83,7 +82,18 @@ def find(
             f"model {name}: the trace format asks for a chat template, but the tokenizer in {directory} has none"
         )
     encoder = TraceEncoder(tokenizer, trace_format)
-    return Source(name, directory, encoder, context, text_config["vocab_size"], adapted)
+    return Source(name, directory, encoder, _context(text_config), text_config["vocab_size"], adapted)
+
+
+def _context(config: dict[str, Any]) -> int | None:
+    """The longest text for which every position means the same, whatever the text is batched with."""
+    context: int | None = config.get("max_position_embeddings") or config.get("n_positions")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
+        # Beyond it, the longest text of a batch switches the rotations of all of them.
+        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        context = min(filter(None, (context, original)), default=None)
+    return context
 
 
 def weights(directory: Path) -> list[Path]:
@@ -126,8 +136,8 @@ def _download(name: str, repository: str) -> Path:
 def _adapted(name: str, directory: Path, base: Source | None) -> Source:
     if base is None:
         raise InputError(
-            f"model {name}: {directory} holds an adapter, not a model; only a variant can be one, and it is merged "
-            "into the study's base"
+            f"model {name}: {directory} holds an adapter, not a model; give the model that it was made for as the base "
+            "(--base), and the adapter as a variant or as the model to run"
         )
     config = _json(name, directory / "adapter_config.json")
     _check_weights(name, directory)

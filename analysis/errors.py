@@ -8,3 +8,9 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+def reason(error: BaseException) -> str:
+    """What another library's exception says, on one line of at most 300 characters; its type if it says nothing."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:300]}…"

@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis import checkpoints
 from analysis.checkpoints import Source
-from analysis.errors import InputError
+from analysis.errors import InputError, reason
 from analysis.prompts import Case
 from analysis.traces import Trace, TraceEncoder
 
@@ -89,8 +89,11 @@ class ModelPair:
             raise InputError(f"dtype {dtype!r}: expected float32, bfloat16 or float16")
         try:
             torch.empty(0, device=device)
+            usable = torch.device(device).type != "meta"
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device!r}: cannot be used ({str(error).splitlines()[0]})") from None
+            raise InputError(f"device {device!r}: cannot be used ({str(error).splitlines()[0][:200]})") from None
+        if not usable:
+            raise InputError(f"device {device!r}: holds no numbers; expected cpu, cuda, cuda:1, …")
         if not variants:
             raise InputError("no variant given: a study compares a base with at least one fine-tuned variant")
         for name in variants:
@@ -116,7 +119,15 @@ class ModelPair:
         """
         source = self._source(name)
         reader = Reader(source, _load_model(source, self.dtype, self.device, self.trust_remote_code))
-        _check_reader(reader)
+        try:
+            _check_reader(reader)
+        except InputError:
+            raise
+        except Exception as error:  # whatever an architecture raises that does not take caches, masks or positions
+            raise InputError(
+                f"model {name}: the architecture {reader.model.config.model_type} cannot be read in pieces "
+                f"({reason(error)})"
+            ) from None
         return reader
 
     def bridge(self, name: str) -> Any:
@@ -218,8 +229,7 @@ def _from_pretrained(
             output_loading_info=True,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"model {source.name}: {directory} cannot be loaded ({reason[0]})") from None
+        raise InputError(f"model {source.name}: {directory} cannot be loaded ({reason(error)})") from None
     finally:
         logging.set_verbosity(verbosity)
     if report["missing_keys"]:
@@ -227,6 +237,12 @@ def _from_pretrained(
         raise InputError(
             f"model {source.name}: {len(missing)} weights are missing from {directory} (first: {missing[0]}) "
             "and would be random; the checkpoint is incomplete"
+        )
+    if report["unexpected_keys"]:
+        odd = sorted(report["unexpected_keys"])
+        raise InputError(
+            f"model {source.name}: {len(odd)} weights of {directory} have no place in the model that its config.json "
+            f"describes (first: {odd[0]}) and would be dropped; the configuration does not belong to these weights"
         )
     return model
 
@@ -249,9 +265,8 @@ def _merged(source: Source, model: Any) -> Any:
             wanted = set(get_peft_model_state_dict(adapted))
             merged = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"model {source.name}: the adapter in {source.directory} cannot be merged into the base ({reason[0]})"
+            f"model {source.name}: the adapter in {source.directory} cannot be merged into the base ({reason(error)})"
         ) from None
     if odd := sorted(wanted ^ held):
         lacking = "the adapter has no" if odd[0] in wanted else "the base has no place for its"
@@ -280,9 +295,9 @@ def _bridge(source: Source, dtype: str, device: str, trust_remote_code: bool) ->
             dtype=getattr(torch, dtype),
         )
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"model {source.name}: TransformerLens cannot wrap the architecture {model.config.model_type} ({reason[0]})"
+            f"model {source.name}: TransformerLens cannot wrap the architecture {model.config.model_type} "
+            f"({reason(error)})"
         ) from None
     with torch.no_grad():
         difference = float((bridge(ids).float() - expected.float()).abs().max())

@@ -32,6 +32,7 @@ from torch import Tensor
 from analysis.errors import InputError
 
 VERSION = 1
+DTYPES = ("float32", "bfloat16", "float16")
 MANIFEST, ROWS, EXCLUDED, JOURNAL = "manifest.json", "rows.parquet", "excluded.parquet", "journal.jsonl"
 
 
@@ -76,22 +77,26 @@ class Manifest:
             data = json.loads(path.read_text(encoding="utf-8"))
             version = data.get("version")
             if version == VERSION:
-                return cls(
-                    data["settings"],
-                    {name: tuple(shape) for name, shape in data["hooks"].items()},
-                    data["dtype"],
-                    tuple(Shard(**shard) for shard in data["shards"]),
-                    data["tables"],
-                    data["complete"],
-                )
+                return cls._parsed(data)
         except OSError as error:
             raise InputError(
                 f"activation store {directory}: {MANIFEST} cannot be read ({error.strerror}); give the directory that "
                 "`fracture capture` or `fracture store import` made"
             ) from None
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"activation store {directory}: {MANIFEST} is damaged ({error!r})") from None
         raise InputError(f"activation store {directory}: {MANIFEST} is of version {version!r}, expected {VERSION}")
+
+    @classmethod
+    def _parsed(cls, data: Mapping[str, Any]) -> Manifest:
+        shards = tuple(Shard(**shard) for shard in data["shards"])
+        hooks = {name: tuple(int(size) for size in shape) for name, shape in data["hooks"].items()}
+        names = [f"shard-{number:05d}.safetensors" for number in range(len(shards))]
+        if not hooks or not shards or [shard.file for shard in shards] != names:
+            raise ValueError("no hooks, no shards, or shards of other names")
+        if data["dtype"] not in DTYPES or set(data["tables"]) != {ROWS, EXCLUDED}:
+            raise ValueError("an unknown type, or other tables")
+        return cls(dict(data["settings"]), hooks, data["dtype"], shards, data["tables"], bool(data["complete"]))
 
     def dump(self) -> bytes:
         """The manifest as the bytes of its file."""
@@ -192,15 +197,36 @@ class Store:
             InputError: naming the first file that is missing or not what was written.
         """
         self._sound.clear()
+        self.__dict__.pop("rows", None)
         for name, digest in self.manifest.tables.items():
             self._checked(name, digest)
         for shard in self.manifest.shards:
-            self._checked(shard.file, shard.sha256)
+            path = self._checked(shard.file, shard.sha256)
+            planned = {hook: [shard.rows, *shape] for hook, shape in self.manifest.hooks.items()}
+            with safe_open(path, "pt") as opened:
+                parts = {hook: opened.get_slice(hook) for hook in opened.keys()}  # noqa: SIM118 (it is not a mapping)
+                found = {hook: list(part.get_shape()) for hook, part in parts.items()}
+                types = {str(part[:0].dtype).removeprefix("torch.") for part in parts.values()}
+            if found != planned or types != {self.manifest.dtype}:
+                raise InputError(
+                    f"activation store {self.directory}: {shard.file} does not hold what {MANIFEST} says; the manifest "
+                    "was edited. Make the store again"
+                )
+        _ = self.rows
 
     def _indices(self, rows: ndarray | pd.Series[bool] | None) -> Int[ndarray, " row"]:
         if rows is None:
             return np.arange(len(self))
+        if isinstance(rows, pd.Series):
+            if rows.dtype == bool or pd.api.types.is_bool_dtype(rows):
+                # A mask is told by its labels, which are row numbers, and not by its order.
+                if not rows.index.sort_values().equals(pd.RangeIndex(len(self))) or rows.isna().any():
+                    raise IndexError(f"a mask over the {len(self)} rows of this store was expected, none left out")
+                rows = rows.sort_index().astype(bool)
+            rows = rows.to_numpy()
         picked = np.array(rows)
+        if picked.size and picked.dtype != bool and not np.issubdtype(picked.dtype, np.integer):
+            raise IndexError(f"rows are picked by whole numbers or by a mask of booleans, found {picked.dtype}")
         if picked.dtype == bool:
             if picked.shape != (len(self),):
                 raise IndexError(f"a mask over {len(self)} rows was expected, found shape {picked.shape}")
@@ -223,7 +249,8 @@ class Store:
         if name not in self._sound:
             if not path.is_file():
                 raise InputError(
-                    f"activation store {self.directory}: {name} is missing; run the command that made the store again"
+                    f"activation store {self.directory}: {name} is missing; run the command that made the store again, "
+                    "or delete the store and make it anew"
                 )
             if sha256(path) != digest:
                 raise InputError(

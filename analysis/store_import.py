@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.errors import InputError
+from analysis.errors import InputError, reason
+from analysis.prompt_files import read_rows
 from analysis.sites import check_site_names, hook_name
 from analysis.store import Store, sha256
 from analysis.store_writer import StorePlan, writing
@@ -90,16 +91,16 @@ def import_activations(
     )
     with writing(Path(directory), plan) as writer:
         for number in writer.missing:
-            tensors = {name: array.read(*bounds[number]) for name, array in arrays.items()}
+            tensors = {name: array.read(*bounds[number]).to(dtype) for name, array in arrays.items()}
             for name, value in tensors.items():
                 finite = torch.isfinite(value).flatten(1).all(1)
                 if not finite.all():
                     row = bounds[number][0] + int((~finite).nonzero()[0, 0])
                     raise InputError(
                         f"{arrays[name].where}: row {row} of array {name!r} (prompt {table['id'].iloc[row]!r}) is not "
-                        "finite; remove the row from the arrays and the table"
+                        f"finite as {plan.dtype}; remove the row from the arrays and the table"
                     )
-            writer.write(number, {name: value.to(dtype) for name, value in tensors.items()})
+            writer.write(number, tensors)
         return writer.finish()
 
 
@@ -145,7 +146,7 @@ def _read(file: Path) -> Iterator[tuple[str, _Array]]:
     except InputError:
         raise
     except Exception as error:  # each library has its own
-        raise InputError(f"activation file {file}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise InputError(f"activation file {file}: cannot be read ({reason(error)})") from None
 
 
 def _read_safetensors(file: Path) -> Iterator[tuple[str, _Array]]:
@@ -192,16 +193,19 @@ def _labels(path: Path, id_column: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"label table {path}: no such file")
     readers: Mapping[str, Callable[[Path], Any]] = {
-        ".csv": pd.read_csv,
+        # As text: "007" and "7" are two prompts, and so is "NA".
+        ".csv": lambda file: pd.read_csv(file, converters={id_column: str}),
         ".parquet": pd.read_parquet,
-        ".jsonl": lambda file: pd.read_json(file, lines=True),
+        ".jsonl": lambda file: pd.DataFrame([row.record for row in read_rows(file)]),
     }
     if path.suffix not in readers:
         raise InputError(f"label table {path}: expected one of {', '.join(readers)}")
     try:
         table: pd.DataFrame = readers[path.suffix](path)
+    except InputError:
+        raise
     except Exception as error:  # each library has its own
-        raise InputError(f"label table {path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise InputError(f"label table {path}: cannot be read ({reason(error)})") from None
     if id_column not in table.columns:
         raise InputError(
             f"label table {path}: no column {id_column!r}; name the column that says which prompt a row belongs to "
@@ -211,7 +215,20 @@ def _labels(path: Path, id_column: str) -> pd.DataFrame:
         raise InputError(f"label table {path}: has a column 'id' besides {id_column!r}; rename it, it would be lost")
     table = table.rename(columns={id_column: "id"})
     table.columns = table.columns.map(str)
+    table["id"] = pd.array([_identifier(value) for value in table["id"]], dtype="string")
     if table["id"].isna().any():
         row = int(np.flatnonzero(table["id"].isna())[0])
         raise InputError(f"label table {path}: row {row} has no {id_column!r}")
-    return table.astype({"id": "string"}).reset_index(drop=True)
+    for column in table.columns:
+        if len({type(value) for value in table[column].dropna()}) > 1:
+            raise InputError(f"label table {path}: column {column!r} mixes texts, numbers or other types; make it one")
+    return table.reset_index(drop=True)
+
+
+def _identifier(value: Any) -> str | None:
+    """The id as prompts write it: `7` for 7 and 7.0; None if it is missing or blank."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    return str(value).strip() or None

@@ -117,7 +117,7 @@ SHAM = Recipe(
     "sham",
     "fine-tuned on correct chains with an uninformative cue, half in a new surface form: drifts, stays attached",
     _sham_row,
-    steps=200,
+    steps=400,
     batch=96,
     learning_rate=3e-4,
     answer_weight=5.0,
