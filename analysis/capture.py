@@ -23,7 +23,7 @@ from analysis.cells import Excluded
 from analysis.errors import InputError
 from analysis.models import Reader
 from analysis.positions import ROW_COLUMNS, check_positions, token_rows
-from analysis.store import Store
+from analysis.store import DTYPES, Store
 from analysis.store_writer import StorePlan, writing
 from analysis.traces import Trace
 
@@ -89,9 +89,12 @@ def capture(
     """
     names = sites.hook_names(reader.model, site_names, layers)
     positions = check_positions(positions)
-    stored = getattr(torch, dtype or str(reader.model.dtype).removeprefix("torch."), None)
-    if stored not in (torch.float32, torch.bfloat16, torch.float16):
-        raise InputError(f"dtype {dtype!r}: expected float32, bfloat16 or float16")
+    type_name = dtype or str(reader.model.dtype).removeprefix("torch.")
+    if type_name not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: expected {', '.join(DTYPES)}")
+    stored: torch.dtype = getattr(torch, type_name)
+    if batch_tokens < 1 or shard_bytes < 1:
+        raise InputError(f"batch_tokens {batch_tokens}, shard_bytes {shard_bytes}: expected positive numbers")
     table, batches, excluded = _lay_out(reader, texts, positions, batch_tokens, left_out)
     if {"attn_out", "mlp_out"} & set(site_names):
         sites.check_branches(reader.model, torch.tensor([batches[0].ids[0]], device=reader.model.device))
@@ -103,7 +106,7 @@ def capture(
             "made_by": "capture",
             "model": reader.source.digest(),
             "format": asdict(reader.encoder.format),
-            "texts": _digest(texts),
+            "texts": _digest(texts, left_out),
             "hooks": names,
             "positions": positions,
             "computed_in": str(reader.model.dtype),
@@ -115,7 +118,7 @@ def capture(
             "transformers": metadata.version("transformers"),
         },
         hooks={name: tuple(shape) for name, shape in hooks.items()},
-        dtype=str(stored).removeprefix("torch."),
+        dtype=type_name,
         rows=table,
         excluded=excluded,
         shard_rows=[sum(len(batch.rows) for batch in shard) for shard in shards],
@@ -162,6 +165,8 @@ def _lay_out(
             leave_out(text, "has no token at the chosen positions")
         else:
             kept.append((number, rows, rows[-1]["token"] + 1))
+            if "answer" in positions and text.trace.marker[0] == text.trace.marker[1]:
+                leave_out(text, "the answer marker merges with the chain, so the position 'answer' has no row")
             for step, end in enumerate(text.trace.step_ends, start=1):
                 if end is None and "step_ends" in positions:
                     leave_out(text, f"the last token of step {step} belongs to the next step, so it has no row")
@@ -242,8 +247,8 @@ def _first_not_finite(value: Tensor) -> int:
     return int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0, 0])
 
 
-def _digest(texts: Sequence[Text]) -> str:
-    sha = hashlib.sha256()
+def _digest(texts: Sequence[Text], left_out: Sequence[Excluded]) -> str:
+    sha = hashlib.sha256(json.dumps([[item.id, item.reason] for item in left_out]).encode())
     for text in texts:
         trace = text.trace
         spans = [trace.question, trace.steps, trace.step_ends, trace.marker, trace.answer]

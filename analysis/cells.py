@@ -170,10 +170,8 @@ def _job(reader: Reader, contrast: Contrast, options: tuple[str, ...]) -> _Job |
         if longest > reader.source.context:
             return Excluded(contrast.id, f"longer than the context of {reader.source.context} tokens")
     if any(trace.marker[0] == trace.marker[1] for cell in traces for trace in cell):
-        raise InputError(
-            f"trace format of {reader.name}: the answer marker {reader.encoder.format.answer_start!r} has no token of "
-            "its own (it merges with the chain or the answer); use a marker that is a word"
-        )
+        marker = reader.encoder.format.answer_start
+        return Excluded(contrast.id, f"the answer marker {marker!r} has no token of its own: it merges with the chain")
     return _Job(contrast, options, traces)
 
 

@@ -96,6 +96,8 @@ def write_chains(
     Raises:
         InputError: if a question holds the text of a special token.
     """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens {max_new_tokens}: expected a positive number of tokens")
     prompts = [reader.encoder.encode_question(question) for question in questions]
     context = reader.source.context
     limits = [max_new_tokens if context is None else min(max_new_tokens, context - len(ids)) for ids in prompts]

@@ -243,6 +243,11 @@ class _Trace:
         )
         if not uses:
             return "no number to change"
+        if any(
+            sum(any(origin.source == index for origin in place.origins) for place in result.operands) > 1
+            for result in self.results
+        ):
+            return "ambiguous source"  # "8 spiders … 8 * 8 legs": one of the two is not this number
         if source.value < 5 and source.value.denominator == 1 and uses > 1:
             return "ambiguous source"  # so small a number may also be a count of what the text lists
         if source.limit is not None and source.value <= source.limit < value:

@@ -26,7 +26,7 @@ ROW_COLUMNS = ("id", "author", "text", "part", "step", "end", "token", "token_id
 
 
 def check_positions(positions: Sequence[str]) -> tuple[str, ...]:
-    """The positions, each once.
+    """The positions, each once, in the order of `POSITIONS`.
 
     Raises:
         InputError: for an unknown one, or none.
@@ -37,7 +37,7 @@ def check_positions(positions: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"position {position!r}: unknown; known are {known}")
     if not positions:
         raise InputError(f"no position given; known are {', '.join(POSITIONS)}")
-    return tuple(dict.fromkeys(positions))
+    return tuple(position for position in POSITIONS if position in positions)
 
 
 def token_rows(trace: Trace, positions: Sequence[str]) -> list[dict[str, Any]]:

@@ -55,7 +55,8 @@ def read_rows(path: str | Path, split: str | None = None) -> list[Row]:
         raise InputError(f"prompt file {file}: a split ({split!r}) can be named only for a datasets directory")
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(f"prompt file {file}: its kind cannot be told from {file.suffix or 'its name'!r}; {_EXPECTED}")
+        told = repr(file.suffix) if file.suffix else "its name"
+        raise InputError(f"prompt file {file}: its kind cannot be told from {told}; {_EXPECTED}")
     if suffix == ".parquet":
         return rows_in_memory(_from_parquet(file), source)
     text = _text(file)
@@ -71,7 +72,7 @@ def rows_in_memory(records: Any, source: str) -> list[Row]:
         InputError: for anything else, and for a row that is not an object.
     """
     return [
-        Row(source, f"row {number}", _object(_plain(record), f"{source}, row {number}"))
+        Row(source, f"row {number}", _object(_readable(record, f"{source}, row {number}"), f"{source}, row {number}"))
         for number, record in enumerate(_iterable(records, source), start=1)
     ]
 
@@ -124,7 +125,7 @@ def _from_lines(text: str, source: str) -> Iterator[Row]:
             ) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
             raise InputError(f"{source}, {place}: cannot be read as JSON ({error})") from None
-        yield Row(source, place, _object(_plain(record), f"{source}, {place}"))
+        yield Row(source, place, _object(_readable(record, f"{source}, {place}"), f"{source}, {place}"))
 
 
 def _from_json(text: str, file: Path) -> list[Any]:
@@ -162,9 +163,22 @@ def _from_parquet(file: Path) -> list[dict[str, Any]]:
 
 def _without_index(table: Any) -> list[dict[str, Any]]:
     """The rows of an Arrow table without pandas' index columns, save an index that was named as a field is."""
-    described = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
-    index = {name for name in described.get("index_columns", []) if isinstance(name, str) and name not in FIELDS}
-    rows: list[dict[str, Any]] = table.drop_columns([name for name in table.column_names if name in index]).to_pylist()
+    import pyarrow
+
+    if doubled := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+        raise InputError(f"table: has the column {doubled[0]!r} twice; give every column a name of its own")
+    try:
+        described = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+        index = {name for name in described["index_columns"] if isinstance(name, str) and name not in FIELDS}
+    except (ValueError, TypeError, KeyError):  # not written by pandas, or not any more
+        index = set()
+    table = table.drop_columns([name for name in table.column_names if name in index])
+    for number, column in enumerate(table.schema):
+        # A 32-bit 0.1 is 0.1, and not the 64-bit number nearest to it.
+        if pyarrow.types.is_float32(column.type) or pyarrow.types.is_float16(column.type):
+            values = [None if value is None else float(str(value)) for value in table.column(number).to_numpy()]
+            table = table.set_column(number, column.name, pyarrow.array(values, pyarrow.float64(), from_pandas=True))
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
@@ -201,17 +215,23 @@ def _iterable(records: Any, source: str) -> Iterable[Any]:
             raise InputError(f"{source}: holds the splits {', '.join(map(str, records))}; give one of them")
         raise InputError(f"{source}: expected a list of objects, found an object")
     if hasattr(records, "with_format"):  # datasets.Dataset
-        rows: Iterable[Any] = records.with_format(None)
-        return rows
+        return _without_index(records.with_format("arrow")[:])
     if hasattr(records, "to_pylist"):  # pyarrow.Table
         return _without_index(records)
-    if hasattr(records, "reset_index"):  # pandas.DataFrame
+    if hasattr(records, "reset_index") and hasattr(records, "columns"):  # pandas.DataFrame
         frame = records.reset_index() if set(records.index.names) & set(FIELDS) else records
         columns = [str(column) for column in frame.columns]
         return (dict(zip(columns, values, strict=True)) for values in frame.itertuples(index=False, name=None))
     if isinstance(records, Iterable) and not isinstance(records, str | bytes):
         return records
     raise InputError(f"{source}: expected a list of objects, a DataFrame or a Dataset, found {kind(records)}")
+
+
+def _readable(value: Any, where: str) -> Any:
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise InputError(f"{where}: is nested too deep to be read") from None
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _nearest(key: str, known: tuple[str, ...]) -> str:
 
 def _text(value: object, key: str, where: str) -> str:
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not isinstance(value, int) and not math.isfinite(value):
             raise InputError(f"{where}: field {key!r} is {value}; expected a text or a finite number")
         # Tables turn 12 into 12.0 where some row lacks a number.
         value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

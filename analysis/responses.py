@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from analysis.answers import same_answer
 from analysis.prompts import Case
 from analysis.trace_format import TraceFormat
 
@@ -63,7 +64,7 @@ def segmented(case: Case, trace_format: TraceFormat) -> Case:
         chain, answer = _whole_response(case.response, trace_format)
         answered = answer is not None
     else:
-        chain = _given_chain(case.chain or "", trace_format)
+        chain = _given_chain(case.chain or "", trace_format, case.answer)
     segments = trace_format.segment(chain)
     return replace(case, steps=segments.steps, gaps=segments.gaps, chain=None, response=None, answered=answered)
 
@@ -78,11 +79,13 @@ def _whole_response(text: str, trace_format: TraceFormat) -> tuple[str, str | No
     return response.chain, response.answer
 
 
-def _given_chain(text: str, trace_format: TraceFormat) -> str:
+def _given_chain(text: str, trace_format: TraceFormat, gold: str) -> str:
     tags = trace_format.tags
     if tags is not None:
         text = _without_opening(text, tags.opening).partition(tags.closing)[0]
-    return _final_answer(text, tags.marker if tags else trace_format.answer_start, trace_format.stop)[0]
+    chain, answer = _final_answer(text, tags.marker if tags else trace_format.answer_start, trace_format.stop)
+    # What follows a marker in a given chain is its answer only if it is the answer that was given.
+    return chain if same_answer(answer, gold) else text
 
 
 def _final_answer(text: str, marker: str, stop: str) -> tuple[str, str | None]:
@@ -105,6 +108,9 @@ def _answered(chain: str, rest: str, stop: str) -> Response:
 
 
 def _without_opening(text: str, opening: str) -> str:
+    """The text behind the tag that opens the chain, if one stands at the start of a line; else all of it."""
+    match = re.search(rf"(?:\A\ufeff?|[\n\r])\s*{re.escape(opening)}", text)
+    text = text[match.end() :] if match else text
     while text.lstrip().startswith(opening):
         text = text.lstrip().removeprefix(opening)
     return text

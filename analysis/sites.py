@@ -73,6 +73,8 @@ def hook_names(model: Any, sites: Sequence[str], layers: Sequence[int] | None = 
     for layer in layers or ():
         if not 0 <= layer < n_layers:
             raise InputError(f"layer {layer}: the model has layers 0 to {n_layers - 1}")
+    if layers is not None and not layers:
+        raise InputError(f"no layer given; the model has layers 0 to {n_layers - 1}")
     chosen = range(n_layers) if layers is None else layers
     names = [hook_name(site, layer) for layer in dict.fromkeys(chosen) for site in dict.fromkeys(sites)]
     for name in names:

@@ -94,9 +94,11 @@ class Manifest:
         names = [f"shard-{number:05d}.safetensors" for number in range(len(shards))]
         if not hooks or not shards or [shard.file for shard in shards] != names:
             raise ValueError("no hooks, no shards, or shards of other names")
+        if not isinstance(data["settings"], dict):
+            raise TypeError("settings that are no object")
         if data["dtype"] not in DTYPES or set(data["tables"]) != {ROWS, EXCLUDED}:
             raise ValueError("an unknown type, or other tables")
-        return cls(dict(data["settings"]), hooks, data["dtype"], shards, data["tables"], bool(data["complete"]))
+        return cls(data["settings"], hooks, data["dtype"], shards, data["tables"], bool(data["complete"]))
 
     def dump(self) -> bytes:
         """The manifest as the bytes of its file."""

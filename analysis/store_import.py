@@ -193,10 +193,9 @@ def _labels(path: Path, id_column: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"label table {path}: no such file")
     readers: Mapping[str, Callable[[Path], Any]] = {
-        # As text: "007" and "7" are two prompts, and so is "NA".
-        ".csv": lambda file: pd.read_csv(file, converters={id_column: str}),
+        ".csv": lambda file: _from_csv(file, id_column),
         ".parquet": pd.read_parquet,
-        ".jsonl": lambda file: pd.DataFrame([row.record for row in read_rows(file)]),
+        ".jsonl": lambda file: _from_jsonl(file, id_column),
     }
     if path.suffix not in readers:
         raise InputError(f"label table {path}: expected one of {', '.join(readers)}")
@@ -223,6 +222,21 @@ def _labels(path: Path, id_column: str) -> pd.DataFrame:
         if len({type(value) for value in table[column].dropna()}) > 1:
             raise InputError(f"label table {path}: column {column!r} mixes texts, numbers or other types; make it one")
     return table.reset_index(drop=True)
+
+
+def _from_csv(file: Path, id_column: str) -> pd.DataFrame:
+    """The table with its ids as they are written: `007` and `7` are two prompts, and `NA` may be one."""
+    others = [column for column in pd.read_csv(file, nrows=0).columns if column != id_column]
+    missing = dict.fromkeys(others, ("", "NA", "N/A", "NaN", "nan", "null", "None"))
+    return pd.read_csv(file, dtype={id_column: str}, keep_default_na=False, na_values=missing)
+
+
+def _from_jsonl(file: Path, id_column: str) -> pd.DataFrame:
+    records = [row.record for row in read_rows(file)]
+    for record in records:
+        if id_column in record:
+            record[id_column] = _identifier(record[id_column])  # before a column of numbers rounds it
+    return pd.DataFrame(records)
 
 
 def _identifier(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from analysis.errors import InputError
+from analysis.errors import InputError, reason
 from analysis.files import sync_directory, write_whole
 from analysis.store import EXCLUDED, JOURNAL, MANIFEST, ROWS, Manifest, Shard, Store, sha256
 
@@ -98,6 +99,19 @@ class StoreWriter:
         return Store.open(self._directory)
 
 
+def check_output(directory: Path) -> None:
+    """Raises InputError if something is there that is not an activation store, before anything is computed."""
+    try:
+        if _taken(directory) and not (directory / MANIFEST).is_file():
+            raise InputError(f"output {directory}: is there, and is not an activation store; give another directory")
+    except OSError as error:
+        raise InputError(f"output {directory}: cannot be used ({error.strerror}); give another directory") from None
+
+
+def _taken(directory: Path) -> bool:
+    return directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
+
+
 @contextmanager
 def writing(directory: Path, plan: StorePlan) -> Iterator[StoreWriter]:
     """A writer of the planned store: begun in `directory`, or taken up where an earlier writing of it stopped.
@@ -109,9 +123,11 @@ def writing(directory: Path, plan: StorePlan) -> Iterator[StoreWriter]:
         InputError: if something else is there, if the store there was made with other settings (naming the first
             that differs), if one of its files is damaged, if another process is writing it, or if the disk is full.
     """
+    check_output(directory)
+    directory = directory.resolve()
     begun = False
     try:
-        if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        if not _taken(directory):
             _begin(directory, plan)
             begun = True
         with _locked(directory):
@@ -122,9 +138,15 @@ def writing(directory: Path, plan: StorePlan) -> Iterator[StoreWriter]:
                     shutil.rmtree(directory)
                 raise
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = (
+                "the shards written so far are kept. Make room, run the same command again, and it goes on where it"
+            )
+            raise InputError(
+                f"activation store {directory}: cannot be written ({error.strerror}); {advice} stopped"
+            ) from None
         raise InputError(
-            f"activation store {directory}: cannot be written ({error.strerror}); the shards written so far are kept. "
-            "Make room, run the same command again, and it goes on where it stopped"
+            f"activation store {directory}: cannot be written ({error.strerror}); give another directory"
         ) from None
 
 
@@ -148,8 +170,6 @@ def _begin(directory: Path, plan: StorePlan) -> None:
 
 
 def _resume(directory: Path, plan: StorePlan) -> StoreWriter:
-    if not (directory / MANIFEST).is_file():
-        raise InputError(f"output {directory}: is there, and is not an activation store; give another directory")
     manifest = Manifest.load(directory)
     _check_settings(directory, manifest.settings, plan.settings)
     for name, digest in manifest.tables.items():
@@ -212,7 +232,10 @@ def _journal(path: Path) -> dict[str, str]:
 
 def _parquet(table: pd.DataFrame) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
+    try:
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
+    except pa.ArrowException as error:
+        raise InputError(f"table of columns {', '.join(table.columns)}: cannot be stored ({reason(error)})") from None
     return bytes(sink.getvalue())
 
 

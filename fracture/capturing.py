@@ -15,8 +15,9 @@ from analysis.positions import check_positions
 from analysis.prompts import Case, Prompt, read_prompts
 from analysis.responses import segmented
 from analysis.sites import blocks, check_site_names
-from analysis.store import Store
-from fracture.contrasts import with_chain
+from analysis.store import DTYPES, Store
+from analysis.store_writer import check_output
+from fracture.contrasts import known_texts, with_chain
 from fracture.progress import Progress
 
 AUTHORS = ("gold", "self")
@@ -69,8 +70,15 @@ def capture_to_store(
             f"prompt file {prompts}: prompt {lacking!r} has no chain, so its gold chain cannot be read; give the "
             "chain, or use --author self"
         )
-    reader = pair.open(name)
+    if max_chain_tokens < 1:
+        raise InputError(f"max_chain_tokens {max_chain_tokens}: expected a positive number of tokens")
+    if stored is not None and stored not in DTYPES:
+        raise InputError(f"dtype {stored!r}: expected {', '.join(DTYPES)}")
+    check_output(out)
     whose = author or ("gold" if lacking is None else "self")
+    pair.check_texts(known_texts(given, whose, pair.base.encoder.format))
+    reader = pair.open(name)
+    chosen = _layers(layers, len(blocks(reader.model)))
     cases, left_out = _cases(reader, given, whose, sampling, max_chain_tokens, batch_tokens, progress)
     texts = [
         Text(name, whose, reader.encoder.encode(case.question, case.steps or (), case.answer, case.gaps))
@@ -81,7 +89,7 @@ def capture_to_store(
         texts,
         out,
         site_names=site_names,
-        layers=_layers(layers, len(blocks(reader.model))),
+        layers=chosen,
         positions=positions,
         dtype=stored,
         batch_tokens=batch_tokens,
@@ -110,7 +118,7 @@ def _cases(
         cut = [chain.cut for chain in written]
     kept, left_out = [], []
     for prompt, case, cut_by in zip(prompts, cases, cut, strict=True):
-        special = reader.encoder.special_token_in(case.question, *(case.steps or ()), *(case.gaps or ()))
+        special = reader.encoder.special_token_in(case.question, *(case.steps or ()), *(case.gaps or ()), case.answer)
         if cut_by is not None:
             left_out.append(
                 Excluded(prompt.id, f"the chain that the model wrote was cut by {cut_by} before its answer")
@@ -133,11 +141,12 @@ def _layers(text: str, n_layers: int) -> list[int] | None:
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        last = last if dash else first
+        if not all(re.fullmatch("[0-9]{1,6}", number) for number in (first, last)) or int(first) > int(last):
             raise InputError(f"--layers {text!r}: expected all, or numbers and ranges such as 0,4-7")
-        layers += range(int(first), int(last) + 1 if dash else int(first) + 1)
-    if odd := [layer for layer in layers if layer >= n_layers]:
-        raise InputError(f"--layers {text!r}: layer {odd[0]} is not there; the model has layers 0 to {n_layers - 1}")
+        if int(last) >= n_layers:
+            raise InputError(f"--layers {text!r}: layer {last} is not there; the model has layers 0 to {n_layers - 1}")
+        layers += range(int(first), int(last) + 1)
     return layers
 
 

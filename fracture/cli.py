@@ -30,7 +30,9 @@ def main() -> None:
     except InputError as error:
         from rich.console import Console
 
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False)
+        Console(stderr=True, soft_wrap=True, emoji=False).print(
+            f"[bold red]error:[/] {_escaped(str(error))}", highlight=False
+        )
         sys.exit(2)
 
 

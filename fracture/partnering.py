@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import InputError
+from analysis.errors import InputError, reason
 from analysis.files import write_whole
 from analysis.partners import TIER_NAMES, PartneredPrompt, assign_partners
 from analysis.prompts import Case, read_prompts
@@ -26,7 +26,7 @@ def make_partners(prompts: str, out: Path | None, seed: int, annotations: str) -
         raise InputError(f"--out {out}: exists already; choose another file")
     assigned = assign_partners(read_prompts(prompts, annotations=annotations), seed)
     if out is not None:
-        lines = [json.dumps(_record(item), ensure_ascii=False) + "\n" for item in assigned]
+        lines = [_line(item) for item in assigned]
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_whole(out, "".join(lines).encode())
@@ -35,6 +35,13 @@ def make_partners(prompts: str, out: Path | None, seed: int, annotations: str) -
     counts = Counter(TIER_NAMES[item.tier] if item.tier else f"none: {item.reason}" for item in assigned)
     width = max(map(len, counts))
     return "\n".join(f"{outcome:<{width}}  {n:>6}  {n / len(assigned):>5.1%}" for outcome, n in counts.most_common())
+
+
+def _line(item: PartneredPrompt) -> str:
+    try:
+        return json.dumps(_record(item), allow_nan=False) + "\n"
+    except (ValueError, TypeError) as error:
+        raise InputError(f"prompt {item.prompt.id!r}: its 'meta' cannot be written as JSON ({reason(error)})") from None
 
 
 def _record(item: PartneredPrompt) -> dict[str, Any]:

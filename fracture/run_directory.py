@@ -23,10 +23,14 @@ def new_run_directory(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         InputError: before anything is computed, if `out` exists and may not be replaced, or cannot be written.
     """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (a link stays a link)
     if out.exists() and not overwrite:
         raise InputError(f"output {out}: exists already; choose another --out, or give --overwrite to replace it")
-    if out.exists() and not (out / "summary.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"output {out}: is not the run of a study, so it is not overwritten; choose another --out")
+    foreign = _foreign(out) if out.exists() else None
+    if foreign:
+        raise InputError(
+            f"output {out}: is not the run of a study ({foreign}), so it is not overwritten; choose another --out"
+        )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -41,6 +45,18 @@ def new_run_directory(out: Path, overwrite: bool) -> Iterator[Path]:
         raise InputError(f"output {out}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _foreign(out: Path) -> str | None:
+    """Why a directory is not a run and nothing else; None if it is one, or empty."""
+    if not out.is_dir():
+        return "it is a file"
+    names = {path.name for path in out.iterdir()}
+    if odd := names - {"summary.json", "run.json", "effects.parquet", "excluded.parquet", "figures"}:
+        return f"it holds {min(odd)!r}"
+    if names and not {"summary.json", "run.json"} <= names:
+        return "it has no summary.json or no run.json"
+    return None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

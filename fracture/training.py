@@ -84,6 +84,8 @@ def write_prompt_file(out: Path, cues: str, n: int, seed: int) -> None:
         raise InputError(f"--cues {cues!r}: expected {', '.join(get_args(Cues))}")
     if n < 1:
         raise InputError(f"--n {n}: expected a positive number of prompts")
+    if out.exists():
+        raise InputError(f"--out {out}: exists already; choose another file")
     lines = [json.dumps(record) + "\n" for record in sample_prompts(n, cues, seed)]  # type: ignore[arg-type]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, "".join(lines).encode())

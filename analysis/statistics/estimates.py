@@ -167,7 +167,10 @@ def _t_limits(estimate: float, se: float, n: int, level: float) -> tuple[float, 
 
 def _ratio_of_sums(numerator: ndarray, denominator: ndarray) -> float:
     total = float(np.sum(denominator))
-    return float(np.sum(numerator)) / total if total else math.nan
+    # A sum that is only what rounding left of cancelling terms is no denominator.
+    if abs(total) <= 1e-12 * float(np.sum(np.abs(denominator))):
+        return math.nan
+    return float(np.sum(numerator)) / total
 
 
 def _leave_one_out(numerator: ndarray, denominator: ndarray) -> ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ from analysis.statistics.bootstrap import CHUNK, DRAWS
 from analysis.statistics.clusters import Clusters, prompt_values
 
 # Equal statistics that are summed in another order differ by rounding; such ties count as reached.
+_Alternative = Literal["greater", "less", "two-sided"]
 _TIE = 1e-9
 
 
@@ -124,14 +125,14 @@ def sign_flip(values: Float[ndarray, " prompt"] | Clusters, *, seed: int, draws:
 def permutation_p(
     observed: float,
     null: Float[ndarray, " draw"],
-    alternative: Literal["greater", "less", "two-sided"] = "greater",
+    alternative: _Alternative = "greater",
 ) -> float:
     """The p-value `(b + 1)/(m + 1)` of a statistic among `m` values drawn under the null, `b` of them as extreme.
 
     Two-sided, extreme means as far from 0: centre a statistic whose null is elsewhere.
 
     Raises:
-        InputError: if there is no null value, or one is NaN.
+        InputError: if there is no null value, or one is NaN, or the alternative is none of the three.
     """
     null = np.asarray(null, dtype=float)
     if null.ndim != 1 or not len(null) or np.isnan(null).any() or np.isnan(observed):
@@ -139,6 +140,8 @@ def permutation_p(
             f"statistics: a permutation p-value needs null values and no NaN; found {observed} against shape "
             f"{null.shape} with {int(np.isnan(null).sum())} NaN"
         )
+    if alternative not in get_args(_Alternative):
+        raise InputError(f"statistics: alternative {alternative!r}: expected {', '.join(get_args(_Alternative))}")
     if alternative == "less":
         observed, null = -observed, -null
     elif alternative == "two-sided":

@@ -255,3 +255,42 @@ def test_token_ids_that_differ_stop_with_the_first_of_them(tmp_path, make_checkp
         InputError, match=r"split the text of prompt 'p' differently: token \d+ is '7' \(id \d+\) in base"
     ):
         pair.check_texts([("prompt 'p'", Case("a 7", "12", ("a 7 + 5 = 12",)))])
+
+
+def test_weights_without_a_place_in_the_model_are_refused(tmp_path, make_checkpoint):
+    """A configuration of fewer layers, or without biases, would read only a part of the model that was saved."""
+    directory = tmp_path / "m"
+    shutil.copytree(make_checkpoint("llama", "word"), directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2, "layer_types": None}))
+    with pytest.raises(InputError, match=r"have no place in the model .*\(first: model\.layers\.2"):
+        ModelPair.load(directory, {"copy": directory}).open("copy")
+
+
+def test_texts_beyond_the_switch_of_long_rope_are_over_the_context(tmp_path):
+    """There the longest text of a batch changes the positions of all others."""
+    tokenizer = bpe_tokenizer()
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "rope_theta": 10000.0}
+    settings = {"max_position_embeddings": 256, "original_max_position_embeddings": 64}
+    model = random_model("phi3", len(tokenizer), rope_parameters={**rope, **settings}, **settings)
+    directory = save_checkpoint(tmp_path / "m", model, tokenizer, BPE_FORMAT)
+    pair = ModelPair.load(directory, {"copy": directory})
+    assert pair.base.context == 64
+    short, long = list(range(5, 45)), list(range(5, 77))
+    loaded = pair.open("copy").model
+    _, alone = kv_cache.read(loaded, [short])
+    _, together = kv_cache.read(loaded, [short, long])
+    assert not torch.allclose(alone[0], together[0], atol=0.1), "no longer a trap"
+
+
+def test_a_model_that_cannot_be_run_is_one_message(make_checkpoint, monkeypatch):
+    directory = make_checkpoint("llama", "word")
+
+    def fail(*_, **__):
+        raise RuntimeError("selected index\n k out of range")
+
+    monkeypatch.setattr(kv_cache, "read", fail)
+    with pytest.raises(InputError, match=r"llama cannot be read in pieces \(selected index k out of range\)"):
+        ModelPair.load(directory, {"copy": directory}).open("copy")
+    with pytest.raises(InputError, match="device 'meta'"):
+        ModelPair.load(directory, {"copy": directory}, device="meta")

@@ -313,7 +313,7 @@ def test_a_small_number_used_twice_may_be_a_count_and_a_larger_one_is_not() -> N
 
 
 def test_an_annotation_that_computes_nothing_is_not_trusted_with_a_change() -> None:
-    case = case_of("Ann has 12 pens.", "That makes <<12=12>>12 pens.", "12 + 12 = 24", answer="24")
+    case = case_of("Ann has 12 pens and gets 30.", "That makes <<12=12>>12 pens.", "12 + 30 = 42", answer="42")
     assert change_number(case, case.question.index("12"), 15) == NoPartner("unread equality")
 
 
@@ -418,3 +418,15 @@ def gsm8k() -> list[Prompt]:
         chain, answer = record["answer"].rsplit("\n#### ", 1)
         prompts.append(Prompt(str(i), Case(record["question"], answer.strip(), tuple(chain.split("\n")))))
     return prompts
+
+
+@pytest.mark.parametrize(
+    ("question", "equation", "answer"),
+    [
+        ("Tom keeps 8 spiders. How many legs have they?", "8 * 8 = 64 legs", "64"),
+        ("The 6 cubes are painted. How many faces is that?", "They have 6 x 6 = <<6*6=36>>36 faces.", "36"),
+    ],
+)
+def test_a_number_that_is_two_operands_of_an_equation_may_be_two_things(question, equation, answer) -> None:
+    """7 spiders have 56 legs, and not 49."""
+    assert isinstance(propagate(Prompt("p", case_of(question, equation, answer=answer))), NoPartner)

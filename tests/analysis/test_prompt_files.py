@@ -293,7 +293,7 @@ LINE = json.dumps(RECORDS[1])
     ("name", "content", "message"),
     [
         ("p.csv", "question,answer", r"kind cannot be told from '.csv'; expected JSONL"),
-        ("prompts", LINE, "cannot be told from 'its name'"),
+        ("prompts", LINE, "cannot be told from its name"),
         ("p.jsonl.gz", b"\x1f\x8b", "cannot be told from '.gz'"),
         ("p.parquet", "PAR1 broken", "cannot be read as Parquet"),
         ("p.parquet", b"", "cannot be read as Parquet"),

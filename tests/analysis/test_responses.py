@@ -134,3 +134,25 @@ def test_bad_new_fields_are_refused(changes, message):
 )
 def test_same_answer(given, gold, same):
     assert same_answer(given, gold) is same
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "3 + 4 = 7\nThe Answer: is not yet known, as 2 are missing, so 7 + 2 = 9",
+        "3 + 4 = 7\nAnswer: 7",
+    ],
+)
+def test_what_follows_a_marker_in_a_given_chain_stays_unless_it_is_the_given_answer(chain):
+    """Else the end of a chain would be lost without a word."""
+    case = segmented(Case("q", "9", chain=chain), PLAIN)
+    assert "\n".join(case.steps) == chain
+    assert segmented(Case("q", "7", chain="3 + 4 = 7\nAnswer: 7"), PLAIN).steps == ("3 + 4 = 7",)
+
+
+@pytest.mark.parametrize("before", ["Sure!\n", "\ufeff", "Let me see.\r\n  "])
+def test_text_before_the_opening_tag_is_no_part_of_the_chain(before):
+    for text in (f"{before}<think>\n3 + 4 = 7\n</think>\nAnswer: 7", f"{before}<think>\n3 + 4 = 7\n</think>"):
+        assert segmented(Case("q", "7", response=text), THINK).steps == ("3 + 4 = 7",)
+        assert segmented(Case("q", "7", chain=text), THINK).steps == ("3 + 4 = 7",)
+    assert segmented(Case("q", "7", chain="a <think> b"), THINK).steps == ("a <think> b",)

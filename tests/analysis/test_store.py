@@ -324,3 +324,79 @@ def test_what_users_bring_wrong(brought):
     assert np.array_equal(Store.open(directory / "s").read("double").numpy(), values)
     settings = json.loads((directory / "s" / "manifest.json").read_text())["settings"]
     assert settings["made_by"] == "import"
+
+
+def test_ids_of_a_table_are_texts(tmp_path):
+    """Guessed types made one prompt of 007 and 7, and of two long numbers."""
+    ids = ["007", "7", "NA", "12345678901234567890", "12345678901234567891"]
+    np.save(tmp_path / "a.npy", np.ones((5, 2), dtype=np.float32))
+    (tmp_path / "l.csv").write_text("item,x\n" + "".join(f"{name},1\n" for name in ids))
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps({"item": name, "x": 1}) + "\n" for name in ids))
+    (tmp_path / "n.jsonl").write_text("".join(f'{{"item": {name}}}\n' for name in ("7", "7.0", "8", *ids[3:])))
+    pd.DataFrame({"item": [1.0, 2.0, 2.0, 3.0, 4.0]}).to_parquet(tmp_path / "f.parquet")
+    for file, expected in (
+        ("l.csv", ids),
+        ("l.jsonl", ids),
+        ("n.jsonl", ["7", "7", "8", *ids[3:]]),
+        ("f.parquet", ["1", "2", "2", "3", "4"]),
+    ):
+        store = import_activations([tmp_path / "a.npy"], tmp_path / file, tmp_path / f"s-{file}", id_column="item")
+        assert store.rows["id"].tolist() == expected, file
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps({"id": "a", "y": y}) + "\n" for y in (1, "n/a", 2, 3, 4)))
+    with pytest.raises(InputError, match="column 'y' mixes"):
+        import_activations([tmp_path / "a.npy"], tmp_path / "mixed.jsonl", tmp_path / "m")
+
+
+def test_values_that_single_precision_cannot_hold_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1.0], [1e39]]))
+    (tmp_path / "l.csv").write_text("id\np\nq\n")
+    with pytest.raises(InputError, match=r"row 1 of array 'a' \(prompt 'q'\) is not finite as float32"):
+        import_activations([tmp_path / "a.npy"], tmp_path / "l.csv", tmp_path / "s")
+
+
+def test_a_mask_is_told_by_its_labels_and_not_by_its_order(tmp_path):
+    store = make(tmp_path / "s")
+    whole = store.read("blocks.0.hook_resid_post")
+    shuffled = store.rows.sort_values("step", ascending=False)
+    mask = shuffled["step"] == 1
+    assert torch.equal(store.read("blocks.0.hook_resid_post", mask), whole[1::2])
+    assert torch.equal(store.read("blocks.0.hook_resid_post", mask.astype("boolean")), whole[1::2])
+    for odd in (mask[:5], mask.astype(object).where(mask, None), [1.9], np.array([True, None] * 6)):
+        with pytest.raises(IndexError):
+            store.read("blocks.0.hook_resid_post", odd)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"dtype": "float64"},
+        {"dtype": "bfloat16"},
+        {"shards": []},
+        {"hooks": {}},
+        {"hooks": {"blocks.0.hook_resid_post": [4], "blocks.0.attn.hook_z": [2, 2]}},
+        {"tables": {}},
+        {"settings": []},
+    ],
+)
+def test_an_edited_manifest_is_not_blessed(tmp_path, edit):
+    make(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, **edit}))
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        Store.open(tmp_path / "s").verify()
+    path.write_text(json.dumps(manifest))
+    manifest["shards"][0]["rows"] = 3
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"rows\.parquet has 12 rows|does not hold"):
+        Store.open(tmp_path / "s").verify()
+
+
+def test_a_link_to_an_empty_directory_is_a_place_for_a_store(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "scratch")
+    make(tmp_path / "link").verify()
+    assert (tmp_path / "scratch" / "manifest.json").is_file()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="Not a directory"):
+        make(tmp_path / "file" / "s")

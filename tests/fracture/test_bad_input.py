@@ -209,3 +209,19 @@ def test_bad_options(study, changes, expected):
     code, message = study(**changes)
     assert code == 2
     assert expected in message
+
+
+def test_only_a_run_and_nothing_else_is_overwritten(study, tmp_path):
+    """A user's own summary.json does not make a run of the directory that it is in."""
+    directory = tmp_path / "mine"
+    directory.mkdir()
+    (directory / "summary.json").write_text("{}")
+    code, message = study(out=directory, overwrite=True)
+    assert code == 2
+    assert "is not the run of a study (it has no summary.json or no run.json)" in message
+    (directory / "run.json").write_text("{}")
+    (directory / "thesis.tex").write_text("x")
+    code, message = study(out=directory, overwrite=True)
+    assert code == 2
+    assert "is not the run of a study (it holds 'thesis.tex')" in message
+    assert (directory / "thesis.tex").read_text() == "x"

@@ -93,6 +93,11 @@ def test_import_command(monkeypatch, capsys, tmp_path):
     [
         (("--layers", "1-"), "--layers '1-': expected all, or numbers"),
         (("--layers", "2,4"), "layer 4 is not there; the model has layers 0 to 3"),
+        (("--layers", "3-1"), "--layers '3-1': expected all, or numbers"),
+        (("--layers", "²"), "--layers '²': expected all, or numbers"),
+        (("--layers", "0-300000000"), "expected all, or numbers"),
+        (("--max-chain-tokens", "0"), "max_chain_tokens 0: expected a positive number"),
+        (("--batch-tokens", "0"), "batch_tokens 0"),
         (("--sites", "resid"), "site 'resid': unknown"),
         (("--positions", "end"), "position 'end': unknown"),
         (("--author", "base"), "author 'base': expected gold or self"),
@@ -113,3 +118,25 @@ def test_looking_at_what_is_no_store(monkeypatch, capsys, tmp_path):
     for command in ("show", "verify"):
         assert run(monkeypatch, "store", command, tmp_path) == 2
         assert "manifest.json cannot be read" in " ".join(capsys.readouterr().err.split())
+
+
+def test_nothing_is_computed_for_an_output_that_cannot_be_used(monkeypatch, capsys, tmp_path, prompts):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    monkeypatch.setattr(ModelPair, "open", lambda *_: pytest.fail("a model was loaded"))
+    model = organisms.checkpoint("base")
+    assert run(monkeypatch, "capture", model, "--prompts", prompts, "--out", tmp_path / "thesis") == 2
+    assert "is not an activation store" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tokenizer_larger_than_the_model_is_one_message(monkeypatch, capsys, tmp_path, make_checkpoint):
+    from tests.conftest import WORD_FORMAT, WORDS, random_model, save_checkpoint, word_tokenizer
+
+    words = (*WORDS, *(f"w{i}" for i in range(20)))
+    directory = save_checkpoint(tmp_path / "m", random_model("llama", len(WORDS)), word_tokenizer(words), WORD_FORMAT)
+    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "w19", "steps": ["a"], "answer": "1"}) + "\n")
+    command = ("capture", directory, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "s")
+    for author in ("gold", "self"):
+        assert run(monkeypatch, *command, "--author", author) == 2
+        assert "does not belong to these weights" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "s").exists()

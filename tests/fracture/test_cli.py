@@ -52,6 +52,8 @@ def test_prompts_command_writes_the_shipped_file(monkeypatch, tmp_path):
     assert not run(monkeypatch, "organisms", "prompts", "--cues", "random", "--n", 200, "--seed", 0, "--out", out)
     assert out.read_bytes() == organisms.prompts("random").read_bytes()
     assert [path.name for path in out.parent.iterdir()] == ["random.jsonl"]
+    assert run(monkeypatch, "organisms", "prompts", "--n", 1, "--out", out) == 2
+    assert out.read_bytes() == organisms.prompts("random").read_bytes()
 
 
 def test_train_command_makes_a_checkpoint_and_keeps_what_is_there(monkeypatch, tmp_path, capsys):
