@@ -187,3 +187,21 @@ def test_a_disk_with_no_room_left_is_one_message(reader, tmp_path):
     assert (
         capture(reader, [text(reader, f"p{i}") for i in range(30)], tmp_path / "s", shard_bytes=10**6).rows is not None
     )
+
+
+def test_a_marker_that_merges_with_the_chain_is_listed(tmp_path):
+    tokenizer = bpe_tokenizer()
+    form = {**BPE_FORMAT, "answer_start": " "}
+    directory = save_checkpoint(tmp_path / "m", random_model("llama", len(tokenizer)), tokenizer, form)
+    reader = ModelPair.load(directory, {"copy": directory}).open("copy")
+    one = Text("p", "gold", reader.encoder.encode("Tom?", ["12 + 34 = 46"], "46"))
+    store = capture(reader, [one], tmp_path / "s")
+    assert store.excluded["reason"].tolist() == [
+        "the answer marker merges with the chain, so the position 'answer' has no row"
+    ]
+    assert store.rows["part"].tolist() == ["question", "step"]
+
+
+def test_positions_in_another_order_are_the_same_store(reader, tmp_path):
+    one = capture(reader, [text(reader)], tmp_path / "s", positions=["answer", "step_ends"])
+    assert len(capture(reader, [text(reader)], tmp_path / "s", positions=["step_ends", "answer"])) == len(one)

@@ -16,6 +16,7 @@ from analysis.errors import InputError
 from analysis.models import ModelPair
 from analysis.options import LIKELY
 from analysis.prompts import Case
+from tests.conftest import BPE_FORMAT, bpe_tokenizer, random_model, save_checkpoint
 
 WORD = Contrast(
     "p",
@@ -216,3 +217,14 @@ def test_without_options_cells_are_over_what_was_found(make_checkpoint, monkeypa
     assert isinstance(cells, Cells)
     (found,) = find_options(reader, [replace(WORD, options=())], 16384)
     assert cells.options == found
+
+
+def test_a_marker_without_a_token_of_its_own_excludes_its_prompt(tmp_path):
+    tokenizer = bpe_tokenizer()
+    form = {**BPE_FORMAT, "answer_start": " "}
+    directory = save_checkpoint(tmp_path / "m", random_model("llama", len(tokenizer)), tokenizer, form)
+    reader = ModelPair.load(directory, {"copy": directory}).open("copy")
+    own, partner = Case("Tom?", "46", ("12 + 34 = 46",)), Case("Ann?", "21", ("7 * 3 = 21",))
+    (found,) = measure_cells(reader, [Contrast("p", own, partner, ("46", "21"))])
+    assert isinstance(found, Excluded)
+    assert "has no token of its own" in found.reason

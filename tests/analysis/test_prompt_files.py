@@ -354,3 +354,25 @@ def test_a_case_s_first_steps_keep_their_gaps():
     assert Case("q", "1", ("a", "b")).first(1) == Case("q", "1", ("a",))
     with pytest.raises(ValueError, match="as many gaps as steps"):
         Case("q", "1", ("a",), gaps=())
+
+
+def test_single_precision_numbers_are_what_they_show(tmp_path):
+    import datasets
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"question": ["a", "b"], "answer": pa.array([0.1, 3.14], pa.float32())})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    for path in ("p.parquet", "saved"):
+        assert [prompt.case.answer for prompt in read_prompts(tmp_path / path)] == ["0.1", "3.14"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["1"]), pa.array(["2"])], ["question", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="'answer' twice"):
+        read_prompts(tmp_path / "p.parquet")
