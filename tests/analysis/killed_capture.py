@@ -30,15 +30,25 @@ def texts(reader: Reader) -> list[Text]:
     return found
 
 
-def forked(reader: Reader, to_run: list[Text], out: Path, kill_after: float | None = None) -> bool:
-    """Captures in a child, which is killed after so many seconds; whether it ended by itself."""
+def forked(reader: Reader, to_run: list[Text], out: Path, moment: tuple[int, float] | None = None) -> bool:
+    """Captures in a child; whether it ended by itself.
+
+    At a `moment` it is killed: when so many shards are there, and so many seconds after. (A moment of the clock alone
+    would fall before the first or after the last of them, on a machine that is slower or faster than a minute ago.)
+    """
     child = os.fork()
     if not child:
-        # 30 shards of about 2 rows a hook: many files, so that kills fall between and within their writing.
+        # About 30 shards of a few rows: many files, so that kills fall between and within their writing.
         capture(reader, to_run, out, site_names=["resid_post", "z"], batch_tokens=150, shard_bytes=8000)
         os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if moment is not None:
+        n_shards, delay = moment
+        while len(list(out.glob("shard-*"))) < n_shards:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status) == 0
+            time.sleep(0.0005)
+        time.sleep(delay)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -52,24 +62,21 @@ def main(model: str, work: str, kills: str, seed: str) -> None:
     reader = ModelPair.load(model, {"copy": model}).open("copy")
     to_run = texts(reader)
     root = Path(work)
-    started = time.perf_counter()
     assert forked(reader, to_run, root / "undisturbed")
-    duration = time.perf_counter() - started
     expected = contents(root / "undisturbed")
+    n_shards = len(expected) - 3
     rng = random.Random(int(seed))
-    moments, left, same = [], [], 0
-    while len(moments) < int(kills):
+    left, same = [], 0
+    while len(left) < int(kills):
         out = root / "killed"
-        moment = rng.uniform(0, duration)
-        if forked(reader, to_run, out, moment):
+        if forked(reader, to_run, out, (rng.randrange(n_shards), rng.uniform(0, 0.02))):
             shutil.rmtree(out)
             continue  # it was done before it could be killed
-        moments.append(moment)
         left.append(len(list(out.glob("shard-*"))) if out.exists() else 0)
         assert forked(reader, to_run, out)
         same += contents(out) == expected and sorted(path.name for path in root.iterdir()) == ["killed", "undisturbed"]
         shutil.rmtree(out)
-    print(json.dumps({"kills": len(moments), "same": same, "shards": len(expected) - 3, "shards_left": left}))
+    print(json.dumps({"kills": len(left), "same": same, "shards": n_shards, "shards_left": left}))
 
 
 if __name__ == "__main__":
