@@ -9,6 +9,7 @@ from organisms.cards import compare_seeds, write_card
 from organisms.recipes import find
 
 FIGURES = json.loads((organisms.checkpoint("base") / "measured.json").read_text())
+del FIGURES["seed"], FIGURES["other_seeds"]
 
 
 def made(root, name, seed, dose):
