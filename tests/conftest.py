@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
         return made[key]
 
     return make
+
+
+DataFile = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def data() -> DataFile:
+    """`data(name)`: real material in the folder FRACTURE_DATA, or beside the repository; else the test is skipped."""
+    folder = Path(os.environ.get("FRACTURE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"no {name} at hand; name its folder in FRACTURE_DATA")
+        return folder / name
+
+    return find
 
 
 @pytest.fixture(autouse=True)

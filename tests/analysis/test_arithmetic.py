@@ -3,16 +3,15 @@ from __future__ import annotations
 import ast
 import json
 import operator
-import os
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from analysis.arithmetic import Equation, evaluate, find_equations, find_numbers
+from tests.conftest import DataFile
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -232,10 +231,7 @@ def test_gsm8k_annotations_are_all_read_and_judged_as_python_judges_them(gsm8k: 
 
 
 @pytest.fixture(scope="module")
-def gsm8k() -> list[dict[str, str]]:
-    """The GSM8K test problems, where they lie in FRACTURE_GSM8K or beside the repository."""
-    beside = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
-    path = Path(os.environ.get("FRACTURE_GSM8K", beside))
-    if not path.is_file():
-        pytest.skip("GSM8K is not here; name its test.jsonl in FRACTURE_GSM8K")
+def gsm8k(data: DataFile) -> list[dict[str, str]]:
+    """The GSM8K test problems, where they are at hand."""
+    path = data("gsm8k/test.jsonl")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

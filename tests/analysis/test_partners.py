@@ -3,14 +3,12 @@ from __future__ import annotations
 import ast
 import json
 import operator
-import os
 import random
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +25,7 @@ from analysis.partners import (
     propagate,
 )
 from analysis.prompts import Case, Prompt
+from tests.conftest import DataFile
 
 EGGS = Case(
     "Janet's ducks lay 16 eggs per day. She eats three for breakfast and bakes with four. She sells the others for $2 "
@@ -406,12 +405,9 @@ def test_gsm8k_partners_hold_by_an_independent_reading(gsm8k: list[Prompt]) -> N
 
 
 @pytest.fixture(scope="module")
-def gsm8k() -> list[Prompt]:
-    """The GSM8K test problems, where they lie in FRACTURE_GSM8K or beside the repository."""
-    beside = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
-    path = Path(os.environ.get("FRACTURE_GSM8K", beside))
-    if not path.is_file():
-        pytest.skip("GSM8K is not here; name its test.jsonl in FRACTURE_GSM8K")
+def gsm8k(data: DataFile) -> list[Prompt]:
+    """The GSM8K test problems, where they are at hand."""
+    path = data("gsm8k/test.jsonl")
     prompts = []
     for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)

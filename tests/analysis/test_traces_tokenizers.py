@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -331,22 +328,6 @@ def test_spaces_before_the_chain_are_left_to_the_model():
 
 
 # Real data, where it is at hand
-
-DataFile = Callable[[str], Path]
-
-
-@pytest.fixture
-def data() -> DataFile:
-    """`data(name)`: a file or directory of the data folder; the test is skipped where it is not there."""
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("FRACTURE_DATA", beside))
-
-    def find(name: str) -> Path:
-        if not (folder / name).exists():
-            pytest.skip(f"no {name} in the data folder")
-        return folder / name
-
-    return find
 
 
 @pytest.mark.parametrize("segmentation", ["line", "sentence"])
