@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, get_args
-
-import pandas as pd
 
 from analysis.arithmetic import Equation, find_equations, find_numbers
 from analysis.errors import InputError
@@ -165,15 +163,6 @@ def change_number(case: Case, start: int, value: Fraction | int) -> Case | NoPar
         raise ValueError(f"no number that can be changed starts at character {start} of {case.question!r}")
     changed = traced.change(source, Fraction(value))
     return changed if isinstance(changed, Case) else NoPartner(changed)
-
-
-def coverage(prompts: Sequence[Prompt], seed: int = 0) -> pd.DataFrame:
-    """How many prompts get a partner of tier 2 and why the others do not: columns outcome, prompts, share."""
-    found = [propagate(prompt, seed) for prompt in prompts]
-    counts = Counter("partner" if isinstance(one, Partner) else one.reason for one in found)
-    rows = [(outcome, counts[outcome]) for outcome in ("partner", *get_args(Reason)) if counts[outcome]]
-    table = pd.DataFrame(rows, columns=["outcome", "prompts"])
-    return table.assign(share=table["prompts"] / len(prompts))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from analysis.partners import (
     PartneredPrompt,
     assign_partners,
     change_number,
-    coverage,
     propagate,
 )
 from analysis.prompts import Case, Prompt
@@ -385,14 +384,6 @@ def test_another_prompt_is_never_the_same_and_has_a_chain_as_long_where_there_is
 def test_an_unknown_tier_is_refused() -> None:
     with pytest.raises(InputError, match="tiers"):
         assign_partners([Prompt("a", EGGS)], tiers=(1, 4))  # type: ignore[arg-type]
-
-
-def test_coverage_counts_every_prompt_once() -> None:
-    prompts = [Prompt(reason, case) for reason, case in REFUSED.items()] + [Prompt("eggs", EGGS)]
-    table = coverage(prompts)
-    assert table["prompts"].sum() == len(prompts)
-    assert table["share"].sum() == pytest.approx(1)
-    assert dict(zip(table["outcome"], table["prompts"], strict=True))["partner"] == 1
 
 
 def test_gsm8k_partners_hold_by_an_independent_reading(gsm8k: list[Prompt]) -> None:
