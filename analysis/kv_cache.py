@@ -125,12 +125,42 @@ def _logits_only_at(model: Any, position: Int[Tensor, " row"]) -> Iterator[None]
 
 
 @torch.inference_mode()
-def continuation_logprobs(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]]) -> list[Float[Tensor, " token"]]:
-    """For each row, the log-probabilities (nats) of its tokens from the second on, read after the prefix."""
-    ids, real = pad_right(rows, model.device)
-    _, logits, _, _ = _run(model, prefix, ids[:, :-1], real[:, :-1])
-    picked = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return [picked[index, : len(row) - 1] for index, row in enumerate(rows)]
+def branch_logprobs(
+    model: Any, prefix: Prefix, branches: Sequence[Sequence[Sequence[int]]]
+) -> list[list[Float[Tensor, " token"]]]:
+    """For each row and each of its branches, the log-probabilities (nats) of the branch's tokens from the second on.
+
+    The branches of a row are continuations that do not see each other. They are read in one forward pass, one behind
+    the other, each at the positions that it would have alone.
+    """
+    # A branch's last token is only predicted, never read.
+    ids, real = pad_right([[token for tail in row for token in tail[:-1]] for row in branches], model.device)
+    branch, place = torch.full_like(ids, -1), torch.zeros_like(ids)
+    for row, tails in enumerate(branches):
+        at = 0
+        for number, tail in enumerate(tails):
+            branch[row, at : at + len(tail) - 1] = number
+            place[row, at : at + len(tail) - 1] = torch.arange(len(tail) - 1)
+            at += len(tail) - 1
+    _, logits, _, _ = _run(model, prefix, ids, real, _Branches(branch, place))
+    logprobs = logits.float().log_softmax(-1)
+    scored = []
+    for row, tails in enumerate(branches):
+        at, found = 0, []
+        for tail in tails:
+            read = logprobs[row, at : at + len(tail) - 1]
+            found.append(read.gather(-1, torch.tensor(tail[1:], device=read.device).long()[:, None]).squeeze(-1))
+            at += len(tail) - 1
+        scored.append(found)
+    return scored
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """New tokens that are several continuations of one text: which one each belongs to (-1: padding), and its place."""
+
+    branch: Int[Tensor, "row new"]
+    place: Int[Tensor, "row new"]
 
 
 def attention_window(model: Any) -> int | None:
@@ -151,25 +181,33 @@ def attention_window(model: Any) -> int | None:
     return window if window and (not named or "sliding_attention" in kinds) else None
 
 
-def _mask(model: Any, visible: Bool[Tensor, "row slot"], n_new: int) -> Any:
-    """What the model takes as its attention mask, so that the last `n_new` slots see what their rows hold.
+def _mask(
+    model: Any, visible: Bool[Tensor, "row slot"], position: Int[Tensor, "row new"], apart: _Branches | None
+) -> Any:
+    """What the model takes as its attention mask, so that the new slots, the last ones, see what their rows hold.
 
     The library measures a sliding window in slots. Slots that a row leaves empty would use its window up, so masks
-    are then made here, from positions.
+    are then made here, from positions; so are those of branches.
     """
-    window = attention_window(model)
-    if window is None or visible.shape[1] <= max(window, n_new):
+    window, n_new = attention_window(model), position.shape[1]
+    if apart is None and (window is None or visible.shape[1] <= max(window, n_new)):
         return visible.long()
-    position = visible.long().cumsum(1) - 1
-    slots = torch.arange(visible.shape[1], device=visible.device)
-    seen = visible[:, None] & (slots <= slots[-n_new:, None])
-    near = position[:, None] > position[:, -n_new:, None] - window
+    old = visible[:, :-n_new]
+    slots = torch.arange(n_new, device=visible.device)
+    among = visible[:, None, -n_new:] & (slots <= slots[:, None])
+    if apart is not None:
+        among = among & (apart.branch[:, :, None] == apart.branch[:, None])
+    seen = torch.cat([old[:, None].expand(-1, n_new, -1), among], dim=2)
+    everywhere = torch.cat([old.long().cumsum(1) - 1, position], dim=1)
+    near = everywhere[:, None] > position[:, :, None] - (window or visible.shape[1] + 1)
     full, sliding = (
         torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
         .masked_fill(~mask, torch.finfo(model.dtype).min)
         .unsqueeze(1)
         for mask in (seen, seen & near)
     )
+    if window is None:
+        return full
     if getattr(model.config.get_text_config(), "layer_types", None) is None:
         return sliding
     return {"full_attention": full, "sliding_attention": sliding}
@@ -183,7 +221,9 @@ def _filled_layer(keys: Tensor, values: Tensor) -> DynamicLayer:
     return layer
 
 
-def _run(model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+def _run(
+    model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor, apart: _Branches | None = None
+) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
     # Without a configuration every layer keeps all it has read; a sliding-window layer would drop what we splice.
     cache = DynamicCache()
     visible = real
@@ -194,10 +234,10 @@ def _run(model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor) -> tuple[
         visible = torch.cat([prefix.visible, real], dim=1)
         start = prefix.length
     # Padding gets the position of its row's last token: in range for learned positions, and never attended to.
-    position = start[:, None] + (real.long().cumsum(1) - 1).clamp_min(0)
+    position = start[:, None] + ((real.long().cumsum(1) - 1).clamp_min(0) if apart is None else apart.place)
     logits = model(
         input_ids=ids,
-        attention_mask=_mask(model, visible, ids.shape[1]),
+        attention_mask=_mask(model, visible, position, apart),
         position_ids=position,
         past_key_values=cache,
         use_cache=True,

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.kv_cache import Prefix, advance, continuation_logprobs
+from analysis.kv_cache import Prefix, advance, branch_logprobs
 from analysis.models import Reader
 
 LIKELY = 0.02
 """An answer at least this probable in some cell becomes an option of a prompt that names none."""
 MAX_ANSWER_TOKENS = 24
+MAX_LOGITS = 2**26
+"""How many logits one pass over answers may hold: 256 MB."""
 
 
 def option_logprobs(
@@ -36,15 +38,14 @@ def option_logprobs(
         first[row, torch.tensor([option[0] for option in row_options], device=last.device)].double()
         for row, row_options in enumerate(options)
     ]
-    for k in range(max(map(len, options))):
-        # One option of every row at a time: mostly all rows, whose prefix then need not be copied.
-        rows = [row for row, row_options in enumerate(options) if len(row_options) > k and len(row_options[k]) > 1]
-        if not rows:
-            continue
+    longer = [row for row, row_options in enumerate(options) if any(len(option) > 1 for option in row_options)]
+    width = max((sum(len(option) - 1 for option in options[row]) for row in longer), default=0)
+    # Logits are made at every token of every option.
+    size = max(1, MAX_LOGITS // max(1, width * last.shape[1]))
+    for rows in _parts(longer, size):
         part = prefix if len(rows) == len(prefix) else prefix.rows(_index(rows, prefix))
-        scored = continuation_logprobs(model, part, [options[row][k] for row in rows])
-        for row, logprobs in zip(rows, scored, strict=True):
-            total[row][k] += logprobs.double().sum()
+        for row, scored in zip(rows, branch_logprobs(model, part, [options[row] for row in rows]), strict=True):
+            total[row] += torch.stack([tokens.double().sum() for tokens in scored])
     return total
 
 

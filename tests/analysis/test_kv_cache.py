@@ -53,17 +53,24 @@ def test_advance_twice_equals_the_whole_text(model):
         torch.testing.assert_close(logits, plain_logits(model, rows[i])[-1], atol=1e-4, rtol=0)
 
 
-def test_continuation_logprobs_equal_the_whole_text(model):
+def test_branches_are_scored_as_if_each_stood_alone(model):
     rows = texts(12, 25, 8)
     cuts = (7, 3, 5)
     prefix, _ = kv_cache.read(model, [row[:cut] for row, cut in zip(rows, cuts, strict=True)])
     order = torch.tensor([2, 0, 1, 0])
-    tails = [rows[i][cuts[i] :] for i in order]
-    scored = kv_cache.continuation_logprobs(model, prefix.rows(order), tails)
-    for i, tail, logprobs in zip(order, tails, scored, strict=True):
-        expected = plain_logits(model, rows[i]).log_softmax(-1)
-        expected = torch.stack([expected[cuts[i] + k, tail[k + 1]] for k in range(len(tail) - 1)])
-        torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=0)
+    # One token: nothing left to score. Two branches that begin alike must not see each other.
+    branches = [
+        [rows[2][5:]],
+        [rows[0][7:], [7], [9, 8, 7, 6, 5]],
+        [rows[1][3:], rows[1][3:20] + [5, 6]],
+        [[11, 12], [11, 13, 14]],
+    ]
+    scored = kv_cache.branch_logprobs(model, prefix.rows(order), branches)
+    for i, tails, found in zip(order, branches, scored, strict=True):
+        for tail, logprobs in zip(tails, found, strict=True):
+            expected = plain_logits(model, [*rows[i][: cuts[i]], *tail]).log_softmax(-1)
+            expected = torch.tensor([expected[cuts[i] + k, tail[k + 1]] for k in range(len(tail) - 1)])
+            torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=0)
 
 
 def test_until_forgets_what_came_after(model):
