@@ -19,7 +19,7 @@ from numpy import ndarray
 from analysis import kv_cache
 from analysis.errors import InputError
 from analysis.models import Reader
-from analysis.options import likely_answers, option_logprobs
+from analysis.options import distinct_answers, likely_answers, option_logprobs
 from analysis.prompts import Case
 from analysis.traces import Trace
 
@@ -64,10 +64,11 @@ class Cells:
 
 @dataclass(frozen=True)
 class Excluded:
-    """A prompt that gives no cells for a reader, and why."""
+    """A prompt (with one author's chain, where an author is named) that gives a reader nothing to measure, and why."""
 
     id: str
     reason: str
+    author: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,7 @@ def find_options(reader: Reader, contrasts: Sequence[Contrast], batch_tokens: in
         for at, (index, job) in enumerate(batch):
             known = [*options[index], *itertools.chain.from_iterable(answers[at * len(CELLS) : (at + 1) * len(CELLS)])]
             own = job.contrast.own
-            traces = reader.encoder.encode_answers(own.question, own.steps or (), known, own.gaps)
-            tokens = {trace.ids: option for trace, option in reversed(list(zip(traces, known, strict=True)))}
-            options[index] = tuple(option for option in dict.fromkeys(known) if option in tokens.values())
+            options[index] = distinct_answers(reader, own, known)
     return options
 
 
@@ -160,19 +159,26 @@ def _job(reader: Reader, contrast: Contrast, options: tuple[str, ...]) -> _Job |
         return Excluded(contrast.id, f"an answer holds the text of the special token {special!r}")
     if len(options) < 2:
         return Excluded(contrast.id, "fewer than two different answers to choose from")
-    for cell in traces:
-        if len({trace.ids[: trace.answer[0]] for trace in cell}) > 1:
-            return Excluded(contrast.id, "the answer marker's tokens depend on the answer that follows")
-        if len({trace.ids[trace.answer[0] :] for trace in cell}) < len(options):
-            return Excluded(contrast.id, "two options are the same tokens")
-    if reader.source.context is not None:
-        longest = max(len(trace.ids) for cell in traces for trace in cell)
-        if longest > reader.source.context:
-            return Excluded(contrast.id, f"longer than the context of {reader.source.context} tokens")
-    if any(trace.marker[0] == trace.marker[1] for cell in traces for trace in cell):
-        marker = reader.encoder.format.answer_start
-        return Excluded(contrast.id, f"the answer marker {marker!r} has no token of its own: it merges with the chain")
+    reason = unreadable(reader, traces, options)
+    if reason is not None:
+        return Excluded(contrast.id, reason)
     return _Job(contrast, options, traces)
+
+
+def unreadable(reader: Reader, traces: Sequence[Sequence[Trace]], answers: Sequence[str]) -> str | None:
+    """Why answers cannot be scored behind texts (one trace for each text and answer), in words; None if they can."""
+    for text in traces:
+        if len({trace.ids[: trace.answer[0]] for trace in text}) > 1:
+            return "the answer marker's tokens depend on the answer that follows"
+        if len({trace.ids[trace.answer[0] :] for trace in text}) < len(answers):
+            return "two options are the same tokens"
+    context = reader.source.context
+    if context is not None and max(len(trace.ids) for text in traces for trace in text) > context:
+        return f"longer than the context of {context} tokens"
+    if any(trace.marker[0] == trace.marker[1] for text in traces for trace in text):
+        marker = reader.encoder.format.answer_start
+        return f"the answer marker {marker!r} has no token of its own: it merges with the chain"
+    return None
 
 
 def _batches(jobs: list[tuple[int, _Job]], batch_tokens: int) -> Iterator[list[tuple[int, _Job]]]:

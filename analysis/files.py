@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.errors import InputError, reason
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -26,5 +35,37 @@ def sync_directory(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    """A table as the bytes of a Parquet file; the same table gives the same bytes.
+
+    Raises:
+        InputError: for columns that Parquet cannot hold.
+    """
+    sink = pa.BufferOutputStream()
+    try:
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
+    except pa.ArrowException as error:
+        raise InputError(f"table of columns {', '.join(table.columns)}: cannot be stored ({reason(error)})") from None
+    return bytes(sink.getvalue())
+
+
+@contextmanager
+def locked(directory: Path, what: str) -> Iterator[None]:
+    """Within, no other process holds this directory.
+
+    Raises:
+        InputError: if one does; the message calls the directory `what`.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{what} {directory}: another process is writing it; wait for it") from None
+        yield
     finally:
         os.close(handle)

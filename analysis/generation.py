@@ -14,6 +14,7 @@ from torch import Tensor
 
 from analysis.errors import InputError
 from analysis.models import Reader
+from analysis.prompts import Case
 from analysis.responses import read_response
 from analysis.trace_format import TraceFormat
 
@@ -96,9 +97,43 @@ def write_chains(
     Raises:
         InputError: if a question holds the text of a special token.
     """
+    prompts = [reader.encoder.encode_question(question) for question in questions]
+    return _write_all(reader, prompts, [[]] * len(prompts), max_new_tokens, batch_tokens, progress, sampling)
+
+
+def continue_chains(
+    reader: Reader,
+    begun: Sequence[Case],
+    max_new_tokens: int = 256,
+    batch_tokens: int = 16384,
+    progress: Callable[[int], None] | None = None,
+) -> list[Case | None]:
+    """Each case with the chain as `reader` greedily writes on from its steps; None where it does not come to an answer.
+
+    What is written begins behind the last step's own words, so that the model sets the separator, or the answer marker.
+    """
+    traces = [reader.encoder.encode(case.question, case.steps or (), None, case.gaps) for case in begun]
+    prompts = [list(trace.ids[: trace.chain[1]]) for trace in traces]
+    chains = [list(trace.ids[slice(*trace.chain)]) for trace in traces]
+    written = _write_all(reader, prompts, chains, max_new_tokens, batch_tokens, progress, GREEDY)
+    return [
+        replace(case, steps=found.steps, gaps=found.gaps) if found.answer is not None and found.cut is None else None
+        for case, found in zip(begun, written, strict=True)
+    ]
+
+
+def _write_all(
+    reader: Reader,
+    prompts: list[list[int]],
+    begun: list[list[int]],
+    max_new_tokens: int,
+    batch_tokens: int,
+    progress: Callable[[int], None] | None,
+    sampling: Sampling,
+) -> list[Written]:
+    """What `reader` writes behind these token ids, of which `begun` is the part of the chain that is there already."""
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens {max_new_tokens}: expected a positive number of tokens")
-    prompts = [reader.encoder.encode_question(question) for question in questions]
     context = reader.source.context
     limits = [max_new_tokens if context is None else min(max_new_tokens, context - len(ids)) for ids in prompts]
     results = {
@@ -116,7 +151,8 @@ def write_chains(
         for batch in _batches(open_, prompts, limits, batch_tokens, same_room):
             limit = min(limits[index] for index in batch)
             cut_by = CUT_BY_LIMIT.format(limit) if limit == max_new_tokens else CUT_BY_CONTEXT.format(context)
-            texts = _write(reader, [prompts[index] for index in batch], limit, cut_by, sampling)
+            given = [(prompts[index], begun[index]) for index in batch]
+            texts = _write(reader, given, limit, cut_by, sampling)
             done = {i: text for i, text in zip(batch, texts, strict=True) if text.cut is None or limits[i] == limit}
             short += [index for index in batch if index not in done]
             results |= done
@@ -142,11 +178,12 @@ def _batches(
 
 
 def _write(
-    reader: Reader, prompts: list[list[int]], max_new_tokens: int, cut_by: str, sampling: Sampling
+    reader: Reader, given: list[tuple[list[int], list[int]]], max_new_tokens: int, cut_by: str, sampling: Sampling
 ) -> list[Written]:
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
     tokenizer, model, trace_format = reader.encoder.tokenizer, reader.model, reader.encoder.format
+    prompts = [ids for ids, _ in given]
     width = max(map(len, prompts))
     # Generation pads on the left (new tokens must follow the text); the mask makes positions right.
     ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts], device=model.device)
@@ -154,7 +191,8 @@ def _write(
 
     class AfterAnswer(StoppingCriteria):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-            texts = (tokenizer.decode(row[width:], clean_up_tokenization_spaces=False) for row in input_ids)
+            rows = zip(given, input_ids[:, width:].tolist(), strict=True)
+            texts = (tokenizer.decode(begun + row, clean_up_tokenization_spaces=False) for (_, begun), row in rows)
             return torch.tensor([parse(text, trace_format).finished for text in texts], device=input_ids.device)
 
     own_settings = model.generation_config
@@ -179,10 +217,11 @@ def _write(
     finally:
         model.generation_config = own_settings
     written = []
-    for row in output.tolist():
+    for (_, begun), row in zip(given, output.tolist(), strict=True):
         ends = [row.index(token) + 1 for token in stops if token in row]
         row = row[: min(ends, default=len(row))]
-        text = tokenizer.decode(row, clean_up_tokenization_spaces=False)
+        # With the tokens before: many tokenizers leave out the space in front of a text's first token.
+        text = tokenizer.decode(begun + row, clean_up_tokenization_spaces=False)
         found = parse(text, trace_format, tokenizer)
         if not ends and not found.finished:
             # The last character may have been cut in the middle of its bytes.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from analysis.kv_cache import Prefix, advance, branch_logprobs
 from analysis.models import Reader
+from analysis.prompts import Case
 
 LIKELY = 0.02
 """An answer at least this probable in some cell becomes an option of a prompt that names none."""
@@ -49,6 +50,16 @@ def option_logprobs(
     return total
 
 
+def distinct_answers(reader: Reader, case: Case, answers: Sequence[str]) -> tuple[str, ...]:
+    """The answers without those that are, behind this case's chain, the same tokens as an earlier one."""
+    known = tuple(dict.fromkeys(answers))
+    traces = reader.encoder.encode_answers(case.question, case.steps or (), known, case.gaps)
+    tokens: dict[tuple[int, ...], str] = {}
+    for trace, answer in zip(traces, known, strict=True):
+        tokens.setdefault(trace.ids, answer)
+    return tuple(tokens.values())
+
+
 def likely_answers(
     reader: Reader,
     prefix: Prefix,
@@ -62,6 +73,8 @@ def likely_answers(
     Greedy answers alone would lose the second of two answers a reader is torn between.
     """
     tokenizer, stop = reader.encoder.tokenizer, reader.encoder.format.stop
+    context = reader.source.context
+    room = [MAX_ANSWER_TOKENS if context is None else context - length for length in prefix.length.tolist()]
     found: list[list[tuple[float, str]]] = [[] for _ in range(len(prefix))]
     # Open continuations: row, tokens so far, their log-probability, and the distribution of the next token.
     open_: list[tuple[int, list[int], float]] = [(row, [], 0.0) for row in range(len(prefix))]
@@ -75,7 +88,8 @@ def likely_answers(
                 longer, total = [*ids, token], float(joint[token])
                 answer = _finished(tokenizer.decode(longer), stop)
                 if answer is None:
-                    grown.append((row, longer, total))
+                    if len(longer) <= room[row]:
+                        grown.append((row, longer, total))
                 elif answer:
                     found[row].append((total, answer))
         if not grown:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, get_args
 
+from analysis.answers import same_answer
 from analysis.arithmetic import Equation, find_equations, find_numbers
 from analysis.errors import InputError
 from analysis.prompts import Case, Prompt
@@ -115,7 +116,7 @@ def assign_partners(
     """
     if not set(tiers) <= set(get_args(Tier)):
         raise InputError(f"tiers {tuple(tiers)}: expected some of 1 (given), 2 (propagated) and 3 (another prompt)")
-    others = _OtherPrompts(prompts) if 3 in tiers else None
+    others = OtherPrompts(prompts) if 3 in tiers else None
     return tuple(_assign(prompt, seed, tiers, others) for prompt in prompts)
 
 
@@ -422,7 +423,7 @@ def _exact(result: _Result) -> tuple[bool, ...]:
     return tuple(one.exact for one in (result.equation, result.equation.surface) if one)
 
 
-def _assign(prompt: Prompt, seed: int, tiers: Sequence[Tier], others: _OtherPrompts | None) -> PartneredPrompt:
+def _assign(prompt: Prompt, seed: int, tiers: Sequence[Tier], others: OtherPrompts | None) -> PartneredPrompt:
     if prompt.partner is not None and 1 in tiers:
         return PartneredPrompt(prompt, 1)
     reason: Reason | None = None
@@ -432,13 +433,15 @@ def _assign(prompt: Prompt, seed: int, tiers: Sequence[Tier], others: _OtherProm
             return PartneredPrompt(replace(prompt, partner=found.case), 2)
         reason = found.reason
     if others is not None:
-        case = others.draw(prompt, seed)
-        if case is not None:
-            return PartneredPrompt(replace(prompt, partner=case), 3, reason)
-    return PartneredPrompt(replace(prompt, partner=None), None, reason or "no other prompt")
+        other = others.draw(prompt, seed)
+        if other is not None:
+            return PartneredPrompt(replace(prompt, partner=other.case), 3, reason)
+    return PartneredPrompt(
+        replace(prompt, partner=None), None, reason if others is None else reason or "no other prompt"
+    )
 
 
-class _OtherPrompts:
+class OtherPrompts:
     """All prompts by the length of their chains, from which another one's case is drawn."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
@@ -446,18 +449,18 @@ class _OtherPrompts:
         for prompt in prompts:
             self._by_length[_length(prompt.case)].append(prompt)
 
-    def draw(self, prompt: Prompt, seed: int) -> Case | None:
-        """A case with another question and answer, its chain as nearly as long as can be; None if there is none."""
+    def draw(self, prompt: Prompt, seed: int) -> Prompt | None:
+        """A prompt with another question and answer, its chain as nearly as long as can be; None if there is none."""
         rng = random.Random(f"{seed}:{prompt.id}:other")
         length = _length(prompt.case)
         with_chain = [other for other in self._by_length if (other < 0) == (length < 0)]
         for near in sorted(with_chain, key=lambda other: (abs(other - length), other)):
             fitting = [
-                other.case
+                other
                 for other in self._by_length[near]
                 if other.id != prompt.id
                 and other.case.question != prompt.case.question
-                and other.case.answer != prompt.case.answer
+                and not same_answer(other.case.answer, prompt.case.answer)
                 and (not prompt.options or other.case.answer in prompt.options)
             ]
             if fitting:

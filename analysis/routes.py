@@ -29,6 +29,8 @@ from analysis.statistics import Estimate
 
 FORMS = ("text", "inside")
 TEXT_EFFECTS = ("te", "nie", "nde")
+MIN_TOTAL_EFFECT = 0.2
+"""Shares of a smaller mean total effect (its lower bound) mean nothing: the reader reacts to neither."""
 INSIDE_EFFECTS = ("inside_te", "inside_nie", "inside_nde")
 
 

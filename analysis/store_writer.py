@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from analysis.errors import InputError, reason
-from analysis.files import sync_directory, write_whole
+from analysis.errors import InputError
+from analysis.files import locked, parquet_bytes, sync_directory, write_whole
 from analysis.store import EXCLUDED, JOURNAL, MANIFEST, ROWS, Manifest, Shard, Store, sha256
 
 
@@ -130,7 +127,7 @@ def writing(directory: Path, plan: StorePlan) -> Iterator[StoreWriter]:
         if not _taken(directory):
             _begin(directory, plan)
             begun = True
-        with _locked(directory):
+        with locked(directory, "activation store"):
             try:
                 yield _resume(directory, plan)
             except InputError:
@@ -158,7 +155,7 @@ def _begin(directory: Path, plan: StorePlan) -> None:
         partial.mkdir(parents=True)
         tables = {}
         for name, table in ((ROWS, plan.rows), (EXCLUDED, plan.excluded)):
-            write_whole(partial / name, _parquet(table))
+            write_whole(partial / name, parquet_bytes(table))
             tables[name] = sha256(partial / name)
         shards = tuple(Shard(f"shard-{number:05d}.safetensors", rows) for number, rows in enumerate(plan.shard_rows))
         manifest = Manifest(plan.settings, plan.hooks, plan.dtype, shards, tables, complete=False)
@@ -228,25 +225,3 @@ def _journal(path: Path) -> dict[str, str]:
         raise InputError(
             f"activation store {path.parent}: {path.name} is damaged; delete it and run the same command again"
         ) from None
-
-
-def _parquet(table: pd.DataFrame) -> bytes:
-    sink = pa.BufferOutputStream()
-    try:
-        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
-    except pa.ArrowException as error:
-        raise InputError(f"table of columns {', '.join(table.columns)}: cannot be stored ({reason(error)})") from None
-    return bytes(sink.getvalue())
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"activation store {directory}: another process is writing it; wait for it") from None
-        yield
-    finally:
-        os.close(handle)

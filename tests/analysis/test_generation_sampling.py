@@ -14,11 +14,8 @@ from analysis.cells import Excluded
 from analysis.errors import InputError
 from analysis.generation import GREEDY, GumbelNoise, Sampling, parse, write_chains
 from analysis.models import ModelPair
-from analysis.prompts import Case, Prompt
+from analysis.prompts import Case
 from analysis.trace_format import BUILT_IN, TraceFormat
-from fracture.config import StudyConfig
-from fracture.contrasts import count_unanswered, make_contrasts, without_conclusion
-from fracture.progress import Progress
 
 QUESTIONS = ["a 7 b 2", "a 3 b 9 c 1 a 4", "b 1", "a 2 + 5 * 3 - 1 ; b 4", "c 2 + 5"]
 
@@ -149,48 +146,6 @@ def test_generated_chains_keep_their_own_text():
     written = parse("48/2 = 24\n\n\n 48+24 = 72 \n#### 72\n", BUILT_IN["gsm8k"])
     assert written.steps == ("48/2 = 24", "48+24 = 72")
     assert written.gaps == ("\n\n\n ", "")
-
-
-# Contrasts
-
-
-def study(**options) -> StudyConfig:
-    return StudyConfig(base="b", variants={"v": "v"}, prompts="p", out="o", **options)
-
-
-def test_chains_that_the_limit_cuts_are_excluded_and_counted(make_checkpoint):
-    reader = reader_of(make_checkpoint("llama", "word"))
-    prompts = [Prompt(q, Case(q, "12"), Case(f"c {q}", "8")) for q in QUESTIONS]
-    contrasts, lost = make_contrasts(reader, prompts, "base", study(max_chain_tokens=3), Progress())
-    assert len(contrasts) + len(lost) == len(QUESTIONS)
-    assert any("a chain that base wrote was cut by the limit of 3 new tokens" in item.reason for item in lost)
-
-
-def test_given_texts_become_contrasts_with_their_own_gaps(make_checkpoint):
-    reader = reader_of(make_checkpoint("llama", "word"))
-    own = Case("a 7 b 2", "12", response="a 7 + 5 = 12 ;  b 2 * 3 = 6 ; answer 12 <eos>")
-    partner = Case("a 3 b 9", "8", chain=" a 3 + 5 = 8 ; ; b 9 * 3 = 27 ")
-    unmarked = Case("a 7 b 2", "12", response="a 7 + 5 = 12 ; b 2")
-    special = Case("a 7 b 2", "12", chain="a 7 <bos> ; b 2")
-    prompts = [
-        Prompt("whole", own, partner),
-        Prompt("unmarked", unmarked, partner),
-        Prompt("special", special, partner),
-        Prompt("empty", Case("a", "1", chain=" "), partner),
-        Prompt("one", Case("a 1", "1", chain="a 1"), partner),
-    ]
-    contrasts, lost = make_contrasts(reader, prompts, "gold", study(), Progress())
-    assert [contrast.id for contrast in contrasts] == ["whole", "unmarked", "one"]
-    assert count_unanswered(contrasts) == 1
-    assert lost == [
-        Excluded("special", "a chain holds the text of the special token '<bos>'"),
-        Excluded("empty", "the prompt or its partner has an empty chain"),
-    ]
-    assert contrasts[0].own.gaps == (" ;  ", "")
-    assert contrasts[0].partner.gaps == (" ; ; ", "")
-    shortened = without_conclusion(contrasts)
-    assert [contrast.id for contrast in shortened] == ["whole", "unmarked"]
-    assert (shortened[0].partner.steps, shortened[0].partner.gaps) == (("a 3 + 5 = 8",), ("",))
 
 
 def test_an_option_that_is_a_special_token_excludes_its_prompt(make_checkpoint):

@@ -62,7 +62,7 @@ def test_branches_are_scored_as_if_each_stood_alone(model):
     branches = [
         [rows[2][5:]],
         [rows[0][7:], [7], [9, 8, 7, 6, 5]],
-        [rows[1][3:], rows[1][3:20] + [5, 6]],
+        [rows[1][3:], [*rows[1][3:20], 5, 6]],
         [[11, 12], [11, 13, 14]],
     ]
     scored = kv_cache.branch_logprobs(model, prefix.rows(order), branches)
