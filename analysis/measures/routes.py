@@ -1,0 +1,68 @@
+"""The headline: which share of the answer's causal effect goes past the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from analysis.authored import Authored
+from analysis.cells import Cells, Contrast, Excluded, measure_cells
+from analysis.measures.protocol import Measure, Measured, Settings
+from analysis.measures.session import Session
+from analysis.routes import effects_table
+
+WHOLE, NO_CONCLUSION = "whole", "no_conclusion"
+
+
+def routes(session: Session, prompts: Sequence[Authored], settings: Settings) -> Measured:
+    """Every prompt's effects, with the whole chain and (`chain` = `no_conclusion`) with the last step of both removed.
+
+    Columns: `id`, `author`, `tier` of the partner (1 given, 2 changed number, 3 another prompt), `chain`, and those of
+    `analysis.routes.effects_table`.
+    """
+    having = [prompt for prompt in prompts if prompt.partner is not None and prompt.partner.has_chain]
+    whole = [Contrast(p.id, p.case, p.partner, p.options) for p in having if p.partner is not None]
+    excluded: list[Excluded] = []
+    tables = []
+    for chain, contrasts, what in (
+        (WHOLE, whole, "the four cells"),
+        (NO_CONCLUSION, without_conclusion(whole), "the same without the concluding step"),
+    ):
+        stage = session.stage(f"{session.name}: {what}", len(contrasts))
+        results = measure_cells(session.reader, contrasts, session.batch_tokens, stage)
+        tables.append(effects_table([cells for cells in results if isinstance(cells, Cells)]).assign(chain=chain))
+        if chain == WHOLE:
+            excluded += [item for item in results if isinstance(item, Excluded)]
+    table = pd.concat(tables, ignore_index=True)
+    for position, column in enumerate(("author", "tier"), start=1):
+        of_prompt = {prompt.id: getattr(prompt, column) for prompt in having}
+        table.insert(position, column, table["id"].map(of_prompt))
+    return Measured(table, excluded)
+
+
+def without_conclusion(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """The contrasts with the last step removed from both chains; those with a chain of one step are left out."""
+    return [
+        replace(
+            contrast,
+            own=contrast.own.first(len(contrast.own.steps) - 1),
+            partner=contrast.partner.first(len(contrast.partner.steps) - 1),
+        )
+        for contrast in contrasts
+        if contrast.own.steps
+        and contrast.partner.steps
+        and min(map(len, (contrast.own.steps, contrast.partner.steps))) > 1
+    ]
+
+
+# Its shares are ratios of several columns, compared by the verdict's own rule; `fracture.summary` reports them.
+MEASURE = Measure(
+    name="routes",
+    title="Which share of the answer's causal effect goes past the chain?",
+    run=routes,
+    authors="headline",
+    needs_partner=True,
+    tokens=lambda size: 8 * size.text,
+)
