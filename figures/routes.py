@@ -1,74 +1,90 @@
-"""Route shares: which share of the answer's causal effect goes past the chain, in the base and in every variant."""
+"""Route shares: which share of the answer's causal effect goes past the chain, and by which way inside the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from figures.style import BLUE, COLUMN_WIDTH, GREY, ORANGE, RC
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.runs import BASE
+from figures import marks
+from figures.style import BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, PURPLE, Look, broken, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from analysis.runs import Run
 
 ROW_HEIGHT = 0.36
+Shares = Mapping[tuple[str, str], tuple[Look, str]]
+"""Form and share → how it is drawn, and what the legend calls it."""
+BYPASS: Shares = {
+    ("text", "bypass"): (Look(BLUE, "o", "-"), "by text"),
+    ("inside", "bypass"): (Look(ORANGE, "s", "-"), "inside"),
+}
+WAYS: Shares = {
+    ("inside", "direct"): (Look(GREEN, "^", "-"), "direct"),
+    ("inside", "covert"): (Look(PURPLE, "D", "-"), "covert"),
+}
 
 
-def routes_figure(summary: Mapping[str, Any]) -> Figure:
-    """Bypass by text and inside, with 95% intervals, a row a model, from a run's summary (`summary.json`, parsed).
+@styled
+def routes_figure(run: Run) -> Figure:
+    """Bypass by text and inside, and the direct and covert shares inside, with 95% intervals, a row a model.
 
-    A model that is not scorable has no share to show and says so in its row.
+    A model that is not scorable has no share to show and says so in its row. Beside the other rows stand the verdicts.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    rows = {"base": summary["base"], **summary["variants"]}
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=(COLUMN_WIDTH, 0.95 + ROW_HEIGHT * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        for position, reader in enumerate(rows.values()):
-            _row(axes, position, reader)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        low, high = _limits(rows)
-        axes.set_xlim(low, high)
-        for at in (0, 1):
-            axes.axvline(at, color=GREY, linewidth=0.5, zorder=0)
-        axes.set_xlabel("share of the effect that bypasses the chain")
-        axes.tick_params(axis="y", length=0)
-        for colour, marker, label in ((BLUE, "o", "by text"), (ORANGE, "s", "inside")):
-            axes.plot([], [], color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
-        figure.legend(loc="outside upper center", ncols=2)
+    figure = Figure(figsize=(COLUMN_WIDTH, 1.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for axes, shares, title in zip(panels, (BYPASS, WAYS), ("bypass", "ways inside"), strict=True):
+        _panel(axes, run, shares)
+        axes.set_title(title)
+    panels[0].set_yticks(range(len(run.readers)), map(broken, run.readers))
+    panels[0].set_ylim(len(run.readers) - 0.4, -0.6)
+    for position, name in enumerate(run.readers):
+        if name != BASE and not marks.hidden(run, name):
+            beside = {"transform": panels[1].get_yaxis_transform(), "va": "center", "fontsize": 7}
+            panels[1].text(1.05, position, run.verdicts[name].split(",")[0], **beside)
+    found = list(_estimates(run, BYPASS))
+    figure.supxlabel(f"share of the effect ({marks.n_prompts(each['n'] for each in found)})", fontsize=8)
+    handles = [marks.handle(look, words) for look, words in (*BYPASS.values(), *WAYS.values())]
+    few = any(map(marks.few, (*found, *_estimates(run, WAYS))))
+    height = marks.legend(figure, [*handles, *marks.remarks(few)])
+    figure.set_size_inches(COLUMN_WIDTH, 0.95 + height + ROW_HEIGHT * len(run.readers))
     return figure
 
 
-def _hidden(reader: Mapping[str, Any]) -> bool:
-    return not reader["scorable"] or reader.get("verdict") == "not scorable"
-
-
-def _row(axes: Axes, position: int, reader: Mapping[str, Any]) -> None:
-    own, verdict = reader["own"]["whole"], reader.get("verdict")
-    if _hidden(reader):
-        axes.text(0.02, position, "not scorable", va="center", color=GREY, style="italic", fontsize=7)
-        return
-    for form, colour, marker, shift in (("text", BLUE, "o", -0.13), ("inside", ORANGE, "s", 0.13)):
-        bypass = own[form]["bypass"]
-        if bypass["estimate"] is None:
+def _panel(axes: Axes, run: Run, shares: Shares) -> None:
+    low, high = _limits(list(_estimates(run, shares)))
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(3 if shares is BYPASS else 2, steps=[1, 5, 10]))
+    for at in (0, 1):
+        axes.axvline(at, color=GREY, linewidth=0.5, zorder=0)
+    axes.tick_params(axis="y", length=0)
+    for position, name in enumerate(run.readers):
+        if marks.hidden(run, name):
+            marks.instead(axes, 0.02, position, marks.NOT_SCORABLE)
             continue
-        low, high = (bypass[key] if bypass[key] is not None else bypass["estimate"] for key in ("low", "high"))
-        axes.plot([low, high], [position + shift] * 2, color=colour, linewidth=1.2, solid_capstyle="butt")
-        axes.plot(bypass["estimate"], position + shift, color=colour, marker=marker, markersize=4)
-    if verdict is not None:
-        axes.text(1.02, position, verdict.split(",")[0], transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+        for (key, (look, _)), shift in zip(shares.items(), (-0.13, 0.13), strict=True):
+            if share := _share(run, name, *key):
+                marks.dot(axes, share, position + shift, look)
 
 
-def _limits(rows: Mapping[str, Any]) -> tuple[float, float]:
-    ends = [
-        reader["own"]["whole"][form]["bypass"][key]
-        for reader in rows.values()
-        if not _hidden(reader)
-        for form in ("text", "inside")
-        for key in ("low", "high")
-    ]
-    known = [end for end in ends if end is not None]
-    return min([-0.05, *(end - 0.03 for end in known)]), max([1.05, *(end + 0.03 for end in known)])
+def _share(run: Run, name: str, form: str, share: str) -> dict[str, Any] | None:
+    reader = run.summary["base"] if name == BASE else run.summary["variants"][name]
+    found: dict[str, Any] | None = reader["own"]["whole"][form][share]
+    return None if found is None or found["estimate"] is None else found
+
+
+def _estimates(run: Run, shares: Shares) -> Iterator[dict[str, Any]]:
+    for name in run.readers:
+        for key in shares:
+            if not marks.hidden(run, name) and (found := _share(run, name, *key)):
+                yield found
+
+
+def _limits(found: list[dict[str, Any]]) -> tuple[float, float]:
+    ends = [each[key] for each in found for key in ("estimate", "low", "high") if each[key] is not None]
+    return min([-0.08, *(end - 0.05 for end in ends)]), max([1.08, *(end + 0.05 for end in ends)])

@@ -1,0 +1,212 @@
+"""Small runs made by hand: summary, settings and tables as a study writes them, with every number known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.runs import Run
+
+MEASURES = (
+    *("routes", "accuracy_and_calibration", "knowledge_index", "information_gain", "early_answering"),
+    *("patch_map", "drift"),
+)
+CONTROLS = ("masked", "foreign", "filler", "question")
+MakeRun = Callable[..., Run]
+
+
+def t_estimate(values: Sequence[float]) -> dict[str, Any]:
+    """A mean over prompts with Student's interval, as plain numbers."""
+    values = np.asarray(values, dtype=float)
+    found = {"estimate": None, "low": None, "high": None, "n": len(values), "se": None, "level": 0.95}
+    if len(values):
+        found["estimate"] = float(values.mean())
+    if len(values) > 1:
+        se = float(stats.sem(values))
+        low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=se or 1e-300)
+        found |= {"low": float(low), "high": float(high), "se": se}
+    return found
+
+
+def around(value: float | None, n: int, half: float = 0.05) -> dict[str, Any]:
+    """An estimate with a given interval; one prompt has none."""
+    if value is None or n == 0:
+        return {"estimate": None, "low": None, "high": None, "n": 0, "se": None, "level": 0.95}
+    low, high = (None, None) if n == 1 else (value - half, value + half)
+    return {"estimate": value, "low": low, "high": high, "n": n, "se": half / 2, "level": 0.95}
+
+
+class Maker:
+    """Makes the parts of one run; `rng` alone decides the numbers."""
+
+    def __init__(
+        self,
+        variants: Sequence[str],
+        prompts: int,
+        steps: Sequence[int],
+        layers: int,
+        author: str,
+        not_scorable: Sequence[str],
+        empty: bool,
+        sites: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.readers, self.variants, self.author = ("base", *variants), tuple(variants), author
+        self.ids = [f"p{at}" for at in range(prompts)]
+        self.steps = dict(zip(self.ids, itertools.cycle(steps), strict=False))
+        self.layers, self.sites = layers, sites
+        self.not_scorable, self.empty = not_scorable, empty
+        self.rng = np.random.default_rng(seed)
+
+    @property
+    def n(self) -> int:
+        return 0 if self.empty else len(self.ids)
+
+    def reader(self, name: str) -> dict[str, Any]:
+        share = {key: around(float(self.rng.uniform(0, 1)), self.n) for key in ("bypass", "direct", "covert")}
+        text, inside = ({key: around(float(self.rng.uniform(0, 1)), self.n) for key in share} for _ in range(2))
+        scorable = name not in self.not_scorable and not self.empty
+        found: dict[str, Any] = {"own": {"whole": {"text": text, "inside": inside}}, "scorable": scorable}
+        if name != "base":
+            found["verdict"] = "inconclusive" if scorable else "not scorable"
+        return found
+
+    def routes(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return pd.DataFrame({"reader": [], "id": []}), {}
+
+    def accuracy_and_calibration(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._shares("written_right")
+
+    def knowledge_index(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._shares("index")
+
+    def _shares(self, quantity: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        readers = {
+            name: {self.author: {}, name: {quantity: around(float(self.rng.uniform(0, 1)), self.n)}}
+            for name in self.readers
+        }
+        return pd.DataFrame({"reader": [], "id": []}), readers
+
+    def information_gain(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        rows, readers = [], {}
+        for name in self.readers:
+            totals = {}
+            for identifier in self.ids:
+                key = {"reader": name, "id": identifier, "author": self.author, "n_steps": self.steps[identifier]}
+                gains = self.rng.normal(1, 1, size=self.steps[identifier])
+                totals[identifier] = gains.sum()
+                for step, gain in enumerate(gains, start=1):
+                    rows.append(key | {"condition": "step", "step": step, "gain": np.nan if self.empty else gain})
+            chain = {"total": t_estimate([] if self.empty else list(totals.values()))}
+            controls = {control: around(float(self.rng.normal()), self.n, 0.5) for control in CONTROLS}
+            read = self.readers if name == "base" else (name, "base")
+            readers[name] = {
+                self.author: chain | controls,
+                **{other: {"total": around(float(self.rng.normal()), self.n, 0.5)} for other in read},
+            }
+            if self.author == "base":
+                readers[name]["base"] |= chain | controls
+        return pd.DataFrame(rows), readers
+
+    def early_answering(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        rows, readers = [], {}
+        for name in self.readers:
+            areas: dict[str, list[float]] = {"aoc": [], "drop": []}
+            for identifier in self.ids:
+                n = self.steps[identifier]
+                same = [*self.rng.integers(0, 2, size=n).astype(float), 1.0]
+                drop = [*self.rng.exponential(2, size=n), 0.0]
+                key = {"reader": name, "id": identifier, "author": self.author, "n_steps": n}
+                rows += [
+                    key | {"condition": "early" if cut < n else "intact", "cut": cut if cut < n else np.nan}
+                    | {"same": same[cut], "drop": drop[cut]}
+                    for cut in range(n + 1)
+                ]  # fmt: skip
+                where = np.arange(n + 1) / n
+                areas["aoc"].append(1 - float(np.trapezoid(same, where)))
+                areas["drop"].append(float(np.trapezoid(drop, where)))
+            hidden = name in self.not_scorable or self.empty
+            found = {key: "not scorable" if hidden else t_estimate(values) for key, values in areas.items()}
+            readers[name] = {self.author: found}
+        return pd.DataFrame(rows), readers
+
+    def patch_map(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        rows, readers = [], {}
+        for name in self.readers:
+            for identifier in self.ids:
+                total = float(self.rng.uniform(1, 2))
+                parts = [("question", 0), ("chain", 0), *(("step", s + 1) for s in range(self.steps[identifier]))]
+                for layer, (part, step) in itertools.product(range(self.layers), [*parts, ("control", 0)]):
+                    effect = float(self.rng.normal(0.4 * (part == "chain"), 0.3)) * total
+                    rows.append((name, identifier, self.author, layer, part, step, effect, total))
+            readers[name] = {}
+        columns = ["reader", "id", "author", "layer", "part", "step", "effect", "total"]
+        table = pd.DataFrame([] if self.empty else rows, columns=columns)
+        for name in self.readers if len(table) else ():
+            cells = []
+            for (layer, part, step), cell in table[table["reader"] == name].groupby(["layer", "part", "step"]):
+                share = around(float(cell["effect"].sum() / cell["total"].sum()), len(cell))
+                p = float(self.rng.uniform(0, 0.2))
+                cells.append({"layer": int(layer), "part": part, "step": int(step), "share": share, "p": p})
+            readers[name] = {self.author: {"details": {"cells": cells}}}
+        return table, readers
+
+    def drift(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        rows = []
+        for name, site, layer in itertools.product(self.variants, self.sites, range(self.layers)):
+            for position in ("question_end", "step_ends", "answer"):
+                numbers = dict(zip(("cka", "null_high", "procrustes"), self.rng.uniform(0, 1, size=3), strict=True))
+                numbers["null_high"] *= 0.2
+                numbers["norm_sensitivity"] = float(self.rng.uniform(0, 0.1))
+                if self.empty:
+                    numbers = dict.fromkeys(numbers, np.nan)
+                rows.append({"reader": name, "site": site, "layer": layer, "position": position, **numbers})
+        return pd.DataFrame(rows).assign(n_prompts=len(self.ids)), {}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """`make_run(...)`: a finished run in a directory of its own; `edit` may change its summary before it is written."""
+    made = itertools.count()
+
+    def make(
+        variants: Sequence[str] = ("sham", "sft"),
+        *,
+        prompts: int = 24,
+        steps: Sequence[int] = (1, 2, 4, 5),
+        layers: int = 3,
+        measures: Sequence[str] = MEASURES,
+        author: str = "gold",
+        not_scorable: Sequence[str] = (),
+        empty: bool = False,
+        sites: Sequence[str] = ("resid_post",),
+        seed: int = 0,
+        edit: Callable[[dict[str, Any], dict[str, pd.DataFrame]], None] = lambda summary, tables: None,
+    ) -> Run:
+        maker = Maker(variants, prompts, steps, layers, author, not_scorable, empty, sites, seed)
+        parts = {name: getattr(maker, name)() for name in measures}
+        tables = {name: table for name, (table, _) in parts.items()}
+        summary = {
+            "study": {"author": author, "seed": seed},
+            "base": maker.reader("base"),
+            "variants": {name: maker.reader(name) for name in variants},
+            "measures": {name: {"readers": readers} for name, (_, readers) in parts.items()},
+        }
+        edit(summary, tables)
+        directory = tmp_path / f"run{next(made)}"
+        (directory / "measures").mkdir(parents=True)
+        (directory / "study.yaml").write_text("base: base\n")
+        (directory / "summary.json").write_text(json.dumps(summary))
+        for name, table in tables.items():
+            table.to_parquet(directory / "measures" / f"{name}.parquet")
+        return Run.open(directory)
+
+    return make
