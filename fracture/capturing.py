@@ -17,7 +17,7 @@ from analysis.responses import segmented
 from analysis.sites import blocks, check_site_names
 from analysis.store import DTYPES, Store
 from analysis.store_writer import check_output
-from fracture.contrasts import known_texts, with_chain
+from fracture.chains import known_texts, with_chain
 from fracture.progress import Progress
 
 AUTHORS = ("gold", "self")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fracture.config import StudyConfig
 
 app = typer.Typer(
     name="fracture",
@@ -25,6 +29,8 @@ def main() -> None:
     """Entry point of the `fracture` command: errors in what the user gave end in one message and exit code 2."""
     from analysis.errors import InputError
 
+    # Threads that spin while they wait make another job on the same cores, and this one, several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except InputError as error:
@@ -42,79 +48,146 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-@app.command()
-def study(
-    base: Annotated[str, typer.Option(help="The model before fine-tuning: a directory or a hub name.")],
+def _study(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="Settings in YAML, named as the options below; options win over it.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The model before fine-tuning: a directory or a hub name.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="NAME=MODEL, a fine-tuned variant; may be given more than once.")
+    ] = None,
     prompts: Annotated[
-        str, typer.Option(help="Prompts: JSONL, JSON, Parquet or a datasets directory; see docs/prompts.md.")
-    ],
-    out: Annotated[str, typer.Option(help="Run directory to make.")],
-    variant: Annotated[list[str], typer.Option(help="NAME=MODEL, a fine-tuned variant; may be given more than once.")],
+        str | None, typer.Option(help="Prompts: JSONL, JSON, Parquet or a datasets directory; see docs/prompts.md.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory to make, or to go on with.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick: few measures, 100 prompts; standard; paper: everything, nothing capped.")
+    ] = None,
+    measures: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated, of `fracture measures`; by default those of the preset."),
+    ] = None,
+    max_prompts: Annotated[int | None, typer.Option(help="Only the first so many prompts; 0 for all.")] = None,
+    patch_prompts: Annotated[int | None, typer.Option(help="Prompts of the residual map; 0 for all.")] = None,
+    continue_mistakes: Annotated[
+        bool | None, typer.Option("--continue-mistakes", help="Also let the reader write on from a mistake.")
+    ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Of claims: arithmetic, arithmetic:MODULUS, facts (.csv, .jsonl, .parquet) or MODULE:FUNCTION"
+        ),
+    ] = None,
     format: Annotated[
         str | None,
         typer.Option(help="Trace format: plain, gsm8k, think, chat or a JSON file. Default: beside the model."),
     ] = None,
     author: Annotated[
-        str | None, typer.Option(help="Whose chains are read: gold or base. Default: gold if all are given.")
+        str | None, typer.Option(help="Whose chains all models read: gold or base. Default: gold if all are given.")
     ] = None,
     partners: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Counterfactuals: given with the prompts; changed: else one number changed and propagated; any: else "
-            "another prompt, for description only."
+            help="Counterfactuals: given with the prompts; changed (default): else one number changed and propagated; "
+            "any: else another prompt, for description only."
         ),
-    ] = "changed",
-    annotations: Annotated[str, typer.Option(help="GSM8K's <<48/2=24>> in chains: keep or drop.")] = "keep",
-    temperature: Annotated[float, typer.Option(help="Of the chains that models write; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the tokens that together hold this much.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from so many tokens; 0 for all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of samples and of changed numbers.")] = 0,
-    margin: Annotated[float, typer.Option(help="The change of bypass that counts.")] = 0.1,
-    max_chain_tokens: Annotated[int, typer.Option(help="Where a chain that a model writes is cut.")] = 256,
-    batch_tokens: Annotated[int, typer.Option(help="How many tokens one forward pass may hold.")] = 16384,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run at --out.")] = False,
+    ] = None,
+    annotations: Annotated[str | None, typer.Option(help="GSM8K's <<48/2=24>> in chains: keep or drop.")] = None,
+    sites: Annotated[str | None, typer.Option(help="Activations to keep, comma-separated.")] = None,
+    positions: Annotated[str | None, typer.Option(help="Where to keep them, comma-separated.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the chains that models write; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the tokens that together hold this much.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from so many tokens; 0 for all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    margin: Annotated[float | None, typer.Option(help="The change of bypass that counts; .1 by default.")] = None,
+    max_chain_tokens: Annotated[int | None, typer.Option(help="Where a chain that a model writes is cut.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="How many tokens one forward pass may hold.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study's run at --out.")] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
-    ] = False,
+        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = None,
 ) -> None:
-    """Compare a base with its fine-tuned variants on the same prompts, and say whether their answers have detached."""
+    from fracture.config import StudyConfig, read_settings
+
+    flags = {
+        **{name: value for name, value in context.params.items() if name not in ("file", "variant", "overwrite")},
+        **{name: context.params[name] and _listed(context.params[name]) for name in ("measures", "sites", "positions")},
+        "variants": _named(variant) if variant else None,
+    }
+    settings = {
+        **({} if file is None else read_settings(file)),
+        **{name: value for name, value in flags.items() if value is not None},
+    }
+    config = StudyConfig.from_mapping(settings, "study" if file is None else f"study file {file}")
+    if context.info_name == "explain":
+        from fracture.explain import explain
+
+        typer.echo(explain(config))
+    else:
+        _run(config, overwrite)
+
+
+def _run(config: StudyConfig, overwrite: bool) -> None:
     from rich.console import Console
 
-    from fracture.config import StudyConfig
+    from analysis.runs import REPORT
     from fracture.progress import Progress
     from fracture.study import run_study
     from fracture.terminal import verdict_table
 
-    config = StudyConfig(
-        base=base,
-        variants=_named(variant),
-        prompts=prompts,
-        out=out,
-        format=format,
-        author=author,
-        partners=partners,
-        annotations=annotations,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        margin=margin,
-        max_chain_tokens=max_chain_tokens,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    console = Console()
     with Progress(Console(stderr=True)) as progress:
-        summary = run_study(config, progress, overwrite)
-    for part in verdict_table(summary):
+        run = run_study(config, progress, overwrite)
+    console = Console()
+    for part in verdict_table(run.summary):
         console.print(part)
-    console.print(
-        f"summary  {Path(out) / 'summary.json'}\nfigure   {Path(out) / 'figures' / 'routes.png'}", highlight=False
-    )
+    console.print(f"report   {Path(config.out) / REPORT}", highlight=False)
+
+
+app.command(
+    "study", help="Compare a base with its fine-tuned variants on the same prompts: have their answers detached?"
+)(_study)
+app.command("explain", help="Say what a study would run, how many tokens and how much memory; loads no model.")(_study)
+
+
+@app.command("measures")
+def list_measures() -> None:
+    """List the measures that a study can have."""
+    from fracture.catalogue import NAMES, measure
+
+    for name in NAMES:
+        typer.echo(f"{name:<25} {measure(name).title}")
+
+
+@app.command()
+def figures(
+    run: Annotated[Path, typer.Argument(help="The run directory of a finished study.")],
+    format: Annotated[str, typer.Option(help="Comma-separated: pdf, svg, png.")] = "pdf",
+    only: Annotated[str | None, typer.Option(help="Comma-separated names; by default all that the run allows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write to. Default: figures/ in the run.")] = None,
+) -> None:
+    """Draw a run's figures."""
+    import figures as drawn
+    from analysis.runs import FIGURES, Run
+
+    opened = Run.open(run)
+    for path in drawn.write(opened, out or run / FIGURES, tuple(_listed(format)), _listed(only) if only else None):
+        typer.echo(path)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The run directory of a finished study.")]) -> None:
+    """Write a run's report and figures anew."""
+    from analysis.files import write_whole
+    from analysis.runs import REPORT, Run
+    from fracture.report import outputs
+
+    for name, data in outputs(Run.open(run)).items():
+        (run / name).parent.mkdir(exist_ok=True)
+        write_whole(run / name, data)
+    typer.echo(run / REPORT)
 
 
 @app.command()

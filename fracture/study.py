@@ -1,257 +1,303 @@
-"""The study: a base and its variants on one prompt file, from prompts to verdicts and the files of a run."""
+"""The study: a base and its variants on one prompt file, stage by stage, from prompts to verdicts and a report."""
 
 from __future__ import annotations
 
 import gc
+import json
 import platform
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.answers import same_answer
-from analysis.cells import Cells, Contrast, Excluded, measure_cells
+from analysis.authored import Authored, from_table, to_table
+from analysis.capture import Text, capture
+from analysis.cells import Excluded
 from analysis.errors import InputError
-from analysis.generation import Written, write_chains
-from analysis.models import BASE, ModelPair, Reader
-from analysis.partners import TIER_NAMES, PartneredPrompt, Tier, assign_partners
+from analysis.files import parquet_bytes
+from analysis.measures.protocol import Measure, Measured, Settings
+from analysis.measures.session import Session
+from analysis.models import BASE, ModelPair
+from analysis.partners import TIER_NAMES, PartneredPrompt, assign_partners
 from analysis.prompt_files import file_digest
-from analysis.prompts import Prompt, read_prompts
-from analysis.responses import segmented
-from analysis.routes import FORMS, detachment, effects_table, routes
-from analysis.trace_format import TraceFormat
+from analysis.prompts import read_prompts
+from analysis.runs import ACTIVATIONS, EXCLUDED, MEASURES, SUMMARY, TRACES, WORK, Run
+from analysis.store import Store
+from analysis.verifiers import load_verifier
+from fracture import catalogue
+from fracture.chains import NO_PARTNER, assemble, choose_author, known_texts, split, write
 from fracture.config import PARTNERS, StudyConfig
-from fracture.contrasts import choose_author, count_unanswered, known_texts, make_contrasts, without_conclusion
 from fracture.progress import Progress
-from fracture.run_directory import new_run_directory, write_effects, write_excluded, write_json
-from fracture.summary import ReaderResult, summarise
-from fracture.verdict import Form
+from fracture.run_directory import CHAINS_STAGE, TRACES_STAGE, RunDirectory, check_output, opened
+from fracture.summary import summarise
 
-WHOLE, NO_CONCLUSION = "whole", "no_conclusion"
-DESCRIPTIVE = 3
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One reader's tables: effects with the whole chain and without its concluding step, accuracy, lost prompts."""
-
-    tables: dict[str, pd.DataFrame]
-    accuracy: dict[str, float | None]
-    excluded: list[Excluded]
+EVERYONE = "all"
+_PROMPTS = f"{WORK}/prompts.json"
 
 
-def run_study(config: StudyConfig, progress: Progress, overwrite: bool = False) -> dict[str, Any]:
-    """Runs a study, writes its run directory (all of it or nothing), and returns the summary.
+def run_study(config: StudyConfig, progress: Progress | None = None, overwrite: bool = False) -> Run:
+    """The finished run of a study, made, or gone on with where an earlier call was stopped.
 
-    The run directory holds `summary.json` (see docs/summary.md), `effects.parquet` (one row a prompt, reader and form
-    of the chain), `excluded.parquet` (every prompt that was dropped, for whom and why), `figures/` and `run.json`
-    (versions, digests, timings: the one file that differs between reruns).
+    A stopped and resumed run ends with the same bytes as an undisturbed one, in all files but `run.json`.
+
+    Args:
+        config: the settings.
+        progress: where stages are shown; None to show nothing.
+        overwrite: replace the run of another study at the same place.
 
     Raises:
-        InputError: for anything about models, prompts or settings that cannot be used; nothing is left on disk.
+        InputError: for anything about models, prompts or settings that cannot be used; nothing is left on disk then.
     """
-    started = time.time()
-    with new_run_directory(Path(config.out), overwrite) as directory:
-        prompts = read_prompts(config.prompts, annotations=config.annotations)
-        pair = ModelPair.load(
-            config.base,
-            config.variants,
-            format=config.format,
-            dtype=config.dtype,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-        )
-        split = [_split(prompt, pair.base.encoder.format) for prompt in prompts]
-        assigned = assign_partners(split, config.seed, PARTNERS[config.partners])
-        tiers = {item.prompt.id: item.tier for item in assigned if item.tier is not None}
-        paired = [item.prompt for item in assigned if item.tier is not None]
-        unpaired = [Excluded(item.prompt.id, _no_partner(item)) for item in assigned if item.tier is None]
-        if not paired:
-            reasons = ", ".join(f"{n} × {reason}" for reason, n in Counter(item.reason for item in unpaired).items())
-            raise InputError(
-                f"prompt file {config.prompts}: none of its {len(prompts)} prompts has a counterfactual partner "
-                f"({reasons}), so no effect can be measured; give each prompt a 'counterfactual': {{question, steps, "
-                "answer}, or another prompt's id"
-            )
-        author = choose_author(config, paired)
-        pair.check_texts(known_texts(paired, author, pair.base.encoder.format))
-        measured, lost, n_unanswered = _measure_all(pair, paired, tiers, author, config, progress)
-        dropped = unpaired + lost
-        summary = summarise(
-            study={**asdict(config), "author": author, "variants": dict(config.variants)},
-            prompts={
-                "read": len(prompts),
-                "partners": {TIER_NAMES[tier]: n for tier, n in sorted(Counter(tiers.values()).items())},
-                "chains_without_answer": n_unanswered,
-                "excluded": dict(sorted(Counter(item.reason for item in dropped).items())),
-            },
-            base=_result(measured[BASE]),
-            variants={
-                name: (
-                    _result(measured[name]),
-                    _compared(measured, name, WHOLE),
-                    _compared(measured, name, NO_CONCLUSION),
-                )
-                for name in config.variants
-            },
-            margin=config.margin,
-        )
-        _write(directory, summary, measured, dropped)
-        write_json(directory / "run.json", _provenance(config, pair, started))
-    return summary
-
-
-def _split(prompt: Prompt, trace_format: TraceFormat) -> Prompt:
-    """The prompt with its chain, if it came with one, as steps."""
-    return replace(prompt, case=segmented(prompt.case, trace_format)) if prompt.case.has_chain else prompt
-
-
-def _measure_all(
-    pair: ModelPair,
-    prompts: Sequence[Prompt],
-    tiers: Mapping[str, Tier],
-    author: str,
-    config: StudyConfig,
-    progress: Progress,
-) -> tuple[dict[str, _Measured], list[Excluded], int]:
-    """Each model's results by name, the prompts that gave no contrast, the number of chains without an answer.
-
-    The base comes first, as the author.
-    """
-    measured: dict[str, _Measured] = {}
-    contrasts: list[Contrast] = []
-    lost: list[Excluded] = []
-    for source in pair.sources():
-        reader = pair.open(source.name)
-        if source.name == BASE:
-            contrasts, lost = make_contrasts(reader, prompts, author, config, progress)
-            if author == BASE:
-                pair.check_texts((f"prompt {c.id!r}", case) for c in contrasts for case in (c.own, c.partner))
-        measured[source.name] = _measure(reader, contrasts, prompts, tiers, config, progress)
-        # Before the next model is loaded, so that only one is in memory.
-        del reader
-        gc.collect()
-    return measured, lost, count_unanswered(contrasts)
-
-
-def _measure(
-    reader: Reader,
-    contrasts: Sequence[Contrast],
-    prompts: Sequence[Prompt],
-    tiers: Mapping[str, Tier],
-    config: StudyConfig,
-    progress: Progress,
-) -> _Measured:
-    written = write_chains(
-        reader,
-        [prompt.case.question for prompt in prompts],
-        config.max_chain_tokens,
-        config.batch_tokens,
-        progress.stage(f"{reader.name}: writing chains", len(prompts)),
-        config.sampling,
+    progress = progress or Progress()
+    check_output(config, overwrite)
+    read = read_prompts(config.prompts, annotations=config.annotations)[: config.max_prompts or None]
+    pair = ModelPair.load(
+        config.base,
+        config.variants,
+        format=config.format,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
     )
-    stage = progress.stage(f"{reader.name}: the four cells", len(contrasts))
-    whole = measure_cells(reader, contrasts, config.batch_tokens, stage)
-    shortened = without_conclusion(contrasts)
-    stage = progress.stage(f"{reader.name}: the same without the concluding step", len(shortened))
-    no_conclusion = measure_cells(reader, shortened, config.batch_tokens, stage)
-    return _Measured(
-        tables={
-            chain: _with_tiers(effects_table([cells for cells in results if isinstance(cells, Cells)]), tiers)
-            for chain, results in ((WHOLE, whole), (NO_CONCLUSION, no_conclusion))
-        },
-        accuracy=_accuracy(prompts, written, contrasts, whole),
-        excluded=[item for item in whole if isinstance(item, Excluded)],
+    settings = Settings(
+        verifier=load_verifier(config.verifier),
+        seed=config.seed,
+        continue_mistakes=bool(config.continue_mistakes),
+        patch_prompts=config.patch_prompts or None,
+        max_chain_tokens=config.max_chain_tokens,
     )
-
-
-def _with_tiers(table: pd.DataFrame, tiers: Mapping[str, Tier]) -> pd.DataFrame:
-    table.insert(1, "tier", table["id"].map(tiers).astype("int64"))
-    return table
-
-
-def _counted(table: pd.DataFrame) -> pd.DataFrame:
-    """The prompts that count: those whose partner is a counterfactual, not merely another prompt."""
-    return table[table["tier"] < DESCRIPTIVE].reset_index(drop=True)
-
-
-def _no_partner(item: PartneredPrompt) -> str:
-    return "no counterfactual partner" + (f": {item.reason}" if item.reason else "")
-
-
-def _accuracy(
-    prompts: Sequence[Prompt],
-    written: Sequence[Written],
-    contrasts: Sequence[Contrast],
-    whole: Sequence[Cells | Excluded],
-) -> dict[str, float | None]:
-    given = [
-        same_answer(cells.options[int(cells.text[0, 0].argmax())], contrast.own.answer)
-        for contrast, cells in zip(contrasts, whole, strict=True)
-        if isinstance(cells, Cells)
+    prompts = [
+        PartneredPrompt(item.prompt, item.tier, item.reason)
+        for item in assign_partners(
+            [split(prompt, pair.base.encoder.format) for prompt in read], config.seed, PARTNERS[config.partners]
+        )
     ]
+    author = choose_author(config, [item.prompt for item in prompts])
+    pair.check_texts(known_texts([item.prompt for item in prompts], author, pair.base.encoder.format))
+    with opened(config, _inputs(config, pair), overwrite) as run:
+        if not run.complete:
+            _Study(config, settings, pair, prompts, author, run, progress).make()
+            run.finish()
+    return Run.open(config.out)
+
+
+class _Study:
+    """The stages of one study."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        settings: Settings,
+        pair: ModelPair,
+        prompts: Sequence[PartneredPrompt],
+        author: str,
+        run: RunDirectory,
+        progress: Progress,
+    ) -> None:
+        self._config, self._settings, self._pair = config, settings, pair
+        self._prompts, self._author = prompts, author
+        self._run, self._progress = run, progress
+        self._measures = {name: catalogue.measure(name) for name in config.measures or ()}
+
+    def make(self) -> None:
+        """Makes every stage that is not done."""
+        names = [source.name for source in self._pair.sources()]
+        for name in names:
+            if not self._run.done(TRACES_STAGE):
+                self._run.stage(CHAINS_STAGE + name, partial(self._write_chains, name))
+                # Before the next model is loaded, so that only one is in memory.
+                gc.collect()
+        self._run.stage(TRACES_STAGE, self._traces)
+        authored = from_table(pd.read_parquet(self._run.path / TRACES))
+        for name in names:
+            self._measure(name, authored)
+            gc.collect()
+        for name, measure in self._measures.items():
+            if measure.run_store is not None:
+                self._run.stage(name, partial(self._measure_stores, measure))
+        self._run.stage("tables", self._tables)
+        self._run.stage("summary", self._summary)
+        self._run.stage("figures and report", self._outputs)
+
+    def _write_chains(self, name: str) -> dict[str, bytes]:
+        reader = self._pair.open(name)
+        return {
+            _chains_file(name): parquet_bytes(write(reader, self._prompts, self._author, self._config, self._progress))
+        }
+
+    def _traces(self) -> dict[str, bytes]:
+        written = {
+            source.name: pd.read_parquet(self._run.path / _chains_file(source.name)) for source in self._pair.sources()
+        }
+        chains = assemble(self._pair, self._prompts, self._author, written)
+        headline = [prompt for prompt in chains.prompts if prompt.author == self._author]
+        if not headline:
+            raise InputError(
+                f"prompt file {self._config.prompts}: none of its {len(self._prompts)} prompts has a chain that can be "
+                f"read ({_counted(chains.excluded)})"
+            )
+        with_partner = [prompt for prompt in headline if prompt.partner is not None]
+        lost = [item for item in chains.excluded if item.author == self._author] + list(chains.without_partner)
+        accounts = {
+            "read": len(self._prompts),
+            "partners": {
+                TIER_NAMES[tier]: n for tier, n in sorted(Counter(p.tier for p in with_partner if p.tier).items())
+            },
+            "chains_without_answer": sum(
+                not (p.case.answered and (p.partner is None or p.partner.answered)) for p in headline
+            ),
+            "excluded": dict(sorted(Counter(item.reason for item in lost).items())),
+        }
+        excluded = [*_rows(chains.excluded, EVERYONE, ""), *_rows(chains.without_partner, EVERYONE, NO_PARTNER)]
+        return {
+            TRACES: parquet_bytes(to_table(chains.prompts)),
+            _excluded_file("traces", EVERYONE): parquet_bytes(_excluded_table(excluded)),
+            _PROMPTS: json.dumps(accounts, ensure_ascii=False).encode(),
+        }
+
+    def _measure(self, name: str, authored: Sequence[Authored]) -> None:
+        """All prompt measures of one model, and its activations."""
+        missing = [m for m in self._measures.values() if m.run is not None and not self._run.done(f"{m.name}: {name}")]
+        keeps = self._config.keeps_activations and not self._run.done(f"activations: {name}")
+        if not missing and not keeps:
+            return
+        read = {m.name: self._read_by(name, m, authored) for m in self._measures.values() if m.run is not None}
+        session = Session(
+            self._pair,
+            self._pair.open(name),
+            self._config.batch_tokens,
+            known=tuple(dict.fromkeys(prompt for prompts in read.values() for prompt in prompts)),
+            stage=self._progress.stage,
+        )
+        for measure in missing:
+            make = partial(_run_measure, measure, session, read[measure.name], self._settings)
+            self._run.stage(f"{measure.name}: {name}", make)
+        if keeps:
+            self._run.stage(f"activations: {name}", partial(self._capture, session, authored))
+
+    def _read_by(self, name: str, measure: Measure, authored: Sequence[Authored]) -> list[Authored]:
+        """The prompts that a model reads for a measure: whose chains is for the measure to say."""
+        authors = [self._author]
+        if measure.authors != "headline":
+            authors.append(name)
+        if measure.authors == "all":
+            authors += [source.name for source in self._pair.sources()] if name == BASE else [BASE]
+        wanted = list(dict.fromkeys(authors))
+        return [prompt for author in wanted for prompt in authored if prompt.author == author]
+
+    def _capture(self, session: Session, authored: Sequence[Authored]) -> dict[str, bytes]:
+        encoder = session.reader.encoder
+        texts = [
+            Text(p.id, p.author, encoder.encode(p.case.question, p.steps, p.case.answer, p.case.gaps))
+            for p in authored
+            if p.author == self._author
+        ]
+        capture(
+            session.reader,
+            texts,
+            self._run.path / ACTIVATIONS / session.name,
+            site_names=self._config.sites,
+            positions=self._config.positions,
+            batch_tokens=self._config.batch_tokens,
+            progress=self._progress.stage(f"{session.name}: capturing activations", len(texts)),
+        )
+        # The store keeps its own account of what it holds.
+        return {}
+
+    def _measure_stores(self, measure: Measure) -> dict[str, bytes]:
+        stores = {
+            source.name: Store.open(self._run.path / ACTIVATIONS / source.name) for source in self._pair.sources()
+        }
+        assert measure.run_store is not None
+        stage = self._progress.stage(measure.title, 1)
+        measured = measure.run_store(stores, self._settings)
+        stage(1)
+        return _files(measure.name, EVERYONE, measured)
+
+    def _tables(self) -> dict[str, bytes]:
+        """What was measured model by model, as one table a measure."""
+        names = [source.name for source in self._pair.sources()]
+        files, excluded = {}, [pd.read_parquet(self._run.path / _excluded_file("traces", EVERYONE))]
+        for measure in self._measures.values():
+            readers = names if measure.run is not None else [EVERYONE]
+            parts = []
+            for name in readers:
+                table = pd.read_parquet(self._run.path / _table_file(measure.name, name))
+                if measure.run is not None:
+                    table.insert(0, "reader", name)
+                parts.append(table)
+                excluded.append(pd.read_parquet(self._run.path / _excluded_file(measure.name, name)))
+            # A part without rows has no types either.
+            parts = [part for part in parts if len(part)] or parts[:1]
+            files[f"{MEASURES}/{measure.name}.parquet"] = parquet_bytes(pd.concat(parts, ignore_index=True))
+        return {**files, EXCLUDED: parquet_bytes(_excluded_table(pd.concat(excluded, ignore_index=True)))}
+
+    def _summary(self) -> dict[str, bytes]:
+        tables = {name: pd.read_parquet(self._run.path / MEASURES / f"{name}.parquet") for name in self._measures}
+        accounts = json.loads((self._run.path / _PROMPTS).read_text(encoding="utf-8"))
+        excluded = pd.read_parquet(self._run.path / EXCLUDED)
+        summary = summarise(self._config, self._author, accounts, tables, excluded)
+        return {SUMMARY: (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()}
+
+    def _outputs(self) -> dict[str, bytes]:
+        from fracture.report import outputs
+
+        return outputs(Run.open(self._run.path))
+
+
+def _run_measure(
+    measure: Measure, session: Session, prompts: Sequence[Authored], settings: Settings
+) -> dict[str, bytes]:
+    assert measure.run is not None
+    return _files(measure.name, session.name, measure.run(session, prompts, settings))
+
+
+def _files(measure: str, reader: str, measured: Measured) -> dict[str, bytes]:
     return {
-        "own_chain": _share(
-            [
-                w.answer is not None and same_answer(w.answer, p.case.answer)
-                for w, p in zip(written, prompts, strict=True)
-            ]
-        ),
-        "own_chain_without_answer": _share([w.answer is None for w in written]),
-        "given_chain": _share(given),
+        _table_file(measure, reader): parquet_bytes(measured.table),
+        _excluded_file(measure, reader): parquet_bytes(_excluded_table(_rows(measured.excluded, reader, measure))),
     }
 
 
-def _share(values: Sequence[bool]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _rows(excluded: Sequence[Excluded], reader: str, measure: str) -> list[dict[str, str]]:
+    return [
+        {"id": item.id, "reader": reader, "measure": measure, "author": item.author, "reason": item.reason}
+        for item in excluded
+    ]
 
 
-def _result(measured: _Measured) -> ReaderResult:
-    whole = measured.tables[WHOLE]
-    others = whole[whole["tier"] == DESCRIPTIVE]
-    return ReaderResult(
-        routes={
-            chain: {form: routes(_counted(table), form) for form in FORMS} for chain, table in measured.tables.items()
-        },
-        described=routes(others, "text") if len(others) else None,
-        accuracy=measured.accuracy,
-        excluded=Counter(item.reason for item in measured.excluded),
-        splice_error=float(measured.tables[WHOLE]["splice_error"].max()),
-    )
+def _excluded_table(rows: Any) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["id", "reader", "measure", "author", "reason"]).astype("string")
 
 
-def _compared(measured: dict[str, _Measured], name: str, chain: str) -> dict[str, Form]:
-    """For each form, base and variant over the prompts that both have."""
-    ours, theirs = _counted(measured[BASE].tables[chain]), _counted(measured[name].tables[chain])
-    shared = set(ours["id"]) & set(theirs["id"])
-    ours, theirs = (table[table["id"].isin(shared)].reset_index(drop=True) for table in (ours, theirs))
-    return {form: Form(routes(ours, form), routes(theirs, form), detachment(ours, theirs, form)) for form in FORMS}
+def _chains_file(name: str) -> str:
+    return f"{WORK}/chains.{name}.parquet"
 
 
-def _write(
-    directory: Path, summary: dict[str, Any], measured: dict[str, _Measured], dropped: Sequence[Excluded]
-) -> None:
-    from figures import save
-    from figures.routes import routes_figure
-
-    write_json(directory / "summary.json", summary)
-    write_effects(directory / "effects.parquet", {name: result.tables for name, result in measured.items()})
-    write_excluded(
-        directory / "excluded.parquet", {"all": dropped} | {name: result.excluded for name, result in measured.items()}
-    )
-    save(routes_figure(summary), directory / "figures" / "routes")
+def _table_file(measure: str, reader: str) -> str:
+    return f"{WORK}/{measure}.{reader}.parquet"
 
 
-def _provenance(config: StudyConfig, pair: ModelPair, started: float) -> dict[str, Any]:
-    return {
-        "versions": {name: metadata.version(name) for name in ("fracture-suite", "torch", "transformers", "numpy")},
+def _excluded_file(measure: str, reader: str) -> str:
+    return f"{WORK}/{measure}.{reader}.excluded.parquet"
+
+
+def _counted(excluded: Sequence[Excluded]) -> str:
+    return ", ".join(f"{n} × {reason}" for reason, n in Counter(item.reason for item in excluded).items())
+
+
+def _inputs(config: StudyConfig, pair: ModelPair) -> dict[str, Any]:
+    """What a run must have been begun with to be gone on with."""
+    inputs: dict[str, Any] = {
+        **{name: metadata.version(name) for name in ("fracture-suite", "torch", "transformers", "numpy")},
         "python": platform.python_version(),
-        "models": {source.name: source.digest() for source in pair.sources()},
         "prompts": file_digest(config.prompts),
-        "seconds": round(time.time() - started, 1),
+        **{f"model {source.name}": source.digest() for source in pair.sources()},
     }
+    if Path(config.verifier).is_file():
+        inputs["verifier"] = file_digest(config.verifier)
+    return inputs

@@ -4,71 +4,85 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from analysis.routes import Routes
+import pandas as pd
+
+from analysis.measures.estimates import Change, change, estimate, hidden, select
+from analysis.measures.protocol import Measure
+from analysis.measures.routes import NO_CONCLUSION, WHOLE
+from analysis.models import BASE
+from analysis.routes import FORMS, Routes, detachment, routes
 from analysis.statistics import Estimate
-from fracture.verdict import Form, is_scorable, judge
+from fracture import catalogue
+from fracture.config import StudyConfig
+from fracture.evidence import Finding, weigh
+from fracture.verdict import NOT_SCORABLE, Form, is_scorable, judge
 
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ReaderResult:
-    """One model's own figures, over all prompts that it scored.
-
-    Attributes:
-        routes: chain form (`whole`, `no_conclusion`) → form (`text`, `inside`) → its routes.
-        accuracy: shares of right answers, by whose chain was read.
-        excluded: reason → number of prompts.
-        described: the routes by text over prompts whose partner is merely another prompt; None if there are none.
-        splice_error: largest error of the run-time check of the inside form; NaN if it had no prompt.
-    """
-
-    routes: Mapping[str, Mapping[str, Routes]]
-    accuracy: Mapping[str, float | None]
-    excluded: Mapping[str, int]
-    splice_error: float
-    described: Routes | None = None
+SCHEMA_VERSION = 2
+DESCRIPTIVE = 3
+SIMPSON = "Simpson: strata disagree"
 
 
 def summarise(
-    study: Mapping[str, Any],
+    config: StudyConfig,
+    author: str,
     prompts: Mapping[str, Any],
-    base: ReaderResult,
-    variants: Mapping[str, tuple[ReaderResult, Mapping[str, Form], Mapping[str, Form]]],
-    margin: float,
+    tables: Mapping[str, pd.DataFrame],
+    excluded: pd.DataFrame,
 ) -> dict[str, Any]:
-    """The summary of a study: settings, prompts, the base, and each variant with its verdict."""
+    """The summary of a study: settings, prompts, the base, each variant with its verdict and evidence, all measures.
+
+    Args:
+        config: the settings.
+        author: whose chains all models read.
+        prompts: what became of the prompts of the file.
+        tables: measure → its table, with a column `reader`.
+        excluded: as `excluded.parquet`.
+    """
+    headline = tables[catalogue.HEADLINE]
+    by_reader = {name: headline[headline["reader"] == name] for name in (BASE, *config.variants)}
+    measures = {name: _measure(catalogue.measure(name), tables[name], config, author) for name in tables}
+    variants = {}
+    for name in config.variants:
+        forms = {chain: _compared(by_reader[BASE], by_reader[name], chain) for chain in (WHOLE, NO_CONCLUSION)}
+        verdict = judge(forms[WHOLE]["text"], forms[WHOLE]["inside"], config.margin)
+        # Without a prompt that has a partner nothing is known of the routes, and nothing is wrong with the model.
+        readable = verdict.label != NOT_SCORABLE or forms[WHOLE]["text"].variant.total.n == 0
+        variants[name] = {
+            "verdict": verdict.label,
+            "reason": verdict.reason,
+            "where": list(verdict.where),
+            "prompts_needed": verdict.prompts_needed,
+            "evidence": [finding.to_dict() for finding in _evidence(measures, name, config.margin, readable)],
+            **_shares(forms[WHOLE]),
+            "no_conclusion": _shares(forms[NO_CONCLUSION]),
+            **_reader(name, by_reader[name], tables, excluded, author),
+        }
     return {
         "schema_version": SCHEMA_VERSION,
-        "study": dict(study),
+        "study": {**config.to_dict(), "author": author},
         "prompts": dict(prompts),
-        "base": _reader(base),
-        "variants": {
-            name: _variant(result, whole, no_conclusion, margin)
-            for name, (result, whole, no_conclusion) in variants.items()
-        },
+        "base": _reader(BASE, by_reader[BASE], tables, excluded, author),
+        "variants": variants,
+        "measures": measures,
     }
 
 
-def _variant(
-    result: ReaderResult, whole: Mapping[str, Form], no_conclusion: Mapping[str, Form], margin: float
-) -> dict[str, Any]:
-    verdict = judge(whole["text"], whole["inside"], margin)
-    return {
-        "verdict": verdict.label,
-        "reason": verdict.reason,
-        "where": list(verdict.where),
-        "prompts_needed": verdict.prompts_needed,
-        **_compared(whole),
-        "no_conclusion": _compared(no_conclusion),
-        **_reader(result),
-    }
+def _compared(base: pd.DataFrame, variant: pd.DataFrame, chain: str) -> dict[str, Form]:
+    """For each form, base and variant over the prompts that both have."""
+    ours, theirs = (_counted(table, chain) for table in (base, variant))
+    shared = set(ours["id"]) & set(theirs["id"])
+    ours, theirs = (table[table["id"].isin(shared)].reset_index(drop=True) for table in (ours, theirs))
+    return {form: Form(routes(ours, form), routes(theirs, form), detachment(ours, theirs, form)) for form in FORMS}
 
 
-def _compared(forms: Mapping[str, Form]) -> dict[str, Any]:
+def _counted(table: pd.DataFrame, chain: str) -> pd.DataFrame:
+    """The prompts that count: those whose partner is a counterfactual, not merely another prompt."""
+    return table[(table["chain"] == chain) & (table["tier"] < DESCRIPTIVE)].reset_index(drop=True)
+
+
+def _shares(forms: Mapping[str, Form]) -> dict[str, Any]:
     return {
         "bypass": {
             name: {
@@ -81,8 +95,8 @@ def _compared(forms: Mapping[str, Form]) -> dict[str, Any]:
         **{
             share: {
                 name: {
-                    whose: _optional(getattr(routes, share))
-                    for whose, routes in (("base", form.base), ("variant", form.variant))
+                    whose: _optional(getattr(found, share))
+                    for whose, found in (("base", form.base), ("variant", form.variant))
                 }
                 for name, form in forms.items()
                 if share != "covert" or name == "inside"
@@ -92,26 +106,112 @@ def _compared(forms: Mapping[str, Form]) -> dict[str, Any]:
     }
 
 
-def _reader(result: ReaderResult) -> dict[str, Any]:
+def _reader(
+    name: str, table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], excluded: pd.DataFrame, author: str
+) -> dict[str, Any]:
+    """One model's own figures, over all prompts that it scored."""
+    own = {chain: {form: routes(_counted(table, chain), form) for form in FORMS} for chain in (WHOLE, NO_CONCLUSION)}
+    others = table[(table["chain"] == WHOLE) & (table["tier"] == DESCRIPTIVE)]
+    described = routes(others, "text") if len(others) else None
+    lost = excluded[(excluded["reader"] == name) & (excluded["measure"] == catalogue.HEADLINE)]
+    error = float(table.loc[table["chain"] == WHOLE, "splice_error"].max())
     return {
-        "scorable": is_scorable(result.routes["whole"]["text"].total),
-        "accuracy": dict(result.accuracy),
-        "excluded": dict(sorted(result.excluded.items())),
-        "splice_error": None if math.isnan(result.splice_error) else result.splice_error,
-        "own": {
-            chain: {
-                form: {
-                    share: _optional(getattr(routes, share))
-                    for share in ("total", "bypass", "direct", "covert")
-                    if share != "covert" or form == "inside"
-                }
-                for form, routes in forms.items()
-            }
-            for chain, forms in result.routes.items()
-        },
-        "another_prompt_as_partner": result.described
-        and {share: getattr(result.described, share).to_dict() for share in ("total", "bypass", "direct")},
+        "scorable": is_scorable(own[WHOLE]["text"].total),
+        "accuracy": _accuracy(name, tables, author),
+        "excluded": {str(reason): int(n) for reason, n in lost["reason"].value_counts().sort_index().items()},
+        "splice_error": None if math.isnan(error) else error,
+        "own": {chain: {form: _own(found, form) for form, found in forms.items()} for chain, forms in own.items()},
+        "another_prompt_as_partner": described
+        and {share: getattr(described, share).to_dict() for share in ("total", "bypass", "direct")},
     }
+
+
+def _own(found: Routes, form: str) -> dict[str, Any]:
+    names = ("total", "bypass", "direct", "covert") if form == "inside" else ("total", "bypass", "direct")
+    return {share: _optional(getattr(found, share)) for share in names}
+
+
+def _accuracy(name: str, tables: Mapping[str, pd.DataFrame], author: str) -> dict[str, float | None]:
+    """Shares of right answers, by whose chain was read."""
+    table = tables["accuracy_and_calibration"]
+    table = table[table["reader"] == name]
+    own, given = table[table["author"] == name], table[table["author"] == author]
+    shares = {
+        "own_chain": own["written_right"].mean(),
+        "own_chain_without_answer": own["unanswered"].mean(),
+        "given_chain": given["right"].mean(),
+    }
+    return {key: None if math.isnan(share) else float(share) for key, share in shares.items()}
+
+
+def _measure(measure: Measure, table: pd.DataFrame, config: StudyConfig, author: str) -> dict[str, Any]:
+    """What a measure found for every reader and author, and how every variant differs from the base."""
+    found: dict[str, Any] = {"title": measure.title, "descriptive": measure.descriptive, "readers": {}, "changes": {}}
+    if "author" not in table:
+        if measure.summarise:
+            found["details"] = measure.summarise(table, config.seed)
+        return found
+    for name in (BASE, *config.variants):
+        rows = table[table["reader"] == name]
+        found["readers"][name] = {
+            whose: _estimates(measure, rows[rows["author"] == whose], config.seed)
+            for whose in dict.fromkeys(rows["author"])
+        }
+    for name in config.variants:
+        conditions = {"given": (author, author), "own": (BASE, name)}
+        if measure.authors == "all":
+            conditions["text"] = (BASE, name)
+        found["changes"][name] = {}
+        for condition, (base_reads, variant_reads) in conditions.items():
+            reader = BASE if condition == "text" else name
+            base = table[(table["reader"] == BASE) & (table["author"] == base_reads)]
+            variant = table[(table["reader"] == reader) & (table["author"] == variant_reads)]
+            if len(base) and len(variant):
+                found["changes"][name][condition] = _changes(measure, base, variant)
+    return found
+
+
+def _estimates(measure: Measure, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Each quantity of one reader and author; one that needs accuracy, of a reader without it, says so instead."""
+    found: dict[str, Any] = {
+        quantity.name: NOT_SCORABLE if hidden(rows, quantity) else estimate(rows, quantity).to_dict()
+        for quantity in measure.quantities
+        if len(select(rows, quantity))
+    }
+    if measure.summarise:
+        found["details"] = measure.summarise(rows, seed)
+    return found
+
+
+def _changes(measure: Measure, base: pd.DataFrame, variant: pd.DataFrame) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for quantity in measure.quantities:
+        if not len(select(base, quantity)) or not len(select(variant, quantity)):
+            continue
+        if hidden(base, quantity) or hidden(variant, quantity):
+            found[quantity.name] = NOT_SCORABLE
+        else:
+            found[quantity.name] = _change(change(base, variant, quantity))
+    if measure.compare:
+        found["details"] = measure.compare(base, variant)
+        if found["details"].get("simpson"):
+            # What is up in one part of the prompts and down in another has no pooled change worth printing.
+            found = {
+                name: SIMPSON if isinstance(value, dict) and name != "details" else value
+                for name, value in found.items()
+            }
+    return found
+
+
+def _change(found: Change) -> dict[str, Any]:
+    return {"difference": found.difference.to_dict(), "p": found.p}
+
+
+def _evidence(measures: Mapping[str, Any], name: str, margin: float, readable: bool) -> list[Finding]:
+    quantities = {
+        measure: {quantity.name: quantity for quantity in catalogue.measure(measure).quantities} for measure in measures
+    }
+    return weigh(measures, quantities, name, margin, readable)
 
 
 def _optional(estimate: Estimate | None) -> dict[str, Any] | None:

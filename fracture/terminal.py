@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from fracture.verdict import MIN_TOTAL_EFFECT
+from analysis.routes import MIN_TOTAL_EFFECT
 
 COLOURS = {"attached": "green", "detached": "red", "inconclusive": "yellow", "not scorable": "magenta"}
 

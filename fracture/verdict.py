@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from analysis import statistics
-from analysis.routes import Routes
+from analysis.routes import MIN_TOTAL_EFFECT, Routes
 from analysis.statistics import MIN_PROMPTS, Estimate
 
 ATTACHED, DETACHED = "attached", "detached"
@@ -15,7 +15,6 @@ UNCHANGED = "unchanged, but the base already bypasses"
 LABELS = (ATTACHED, DETACHED, INCONCLUSIVE, NOT_SCORABLE, UNCHANGED)
 
 MARGIN = 0.1
-MIN_TOTAL_EFFECT = 0.2
 MAX_ATTACHED_BYPASS = 0.25
 EQUIVALENCE_LEVEL = 0.90
 

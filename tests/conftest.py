@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Threads that spin while they wait slow each other down tenfold when two processes share two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -139,14 +139,6 @@ def test_missing_field_and_duplicate_id(study, tmp_path):
     assert "id 'p1' was already used on line 1" in message
 
 
-def test_prompts_without_partners(study, tmp_path):
-    path = tmp_path / "alone.jsonl"
-    path.write_text(json.dumps({k: v for k, v in PROMPT.items() if k != "counterfactual"}) + "\n")
-    code, message = study(prompts=path)
-    assert code == 2
-    assert "none of its 1 prompts has a counterfactual partner" in message
-
-
 def test_tokenizers_that_split_the_text_differently(study, tmp_path):
     """The same vocabulary size, two words swapped: only the ids of a real text show it."""
     words = list(WORDS)
@@ -196,8 +188,19 @@ def test_an_output_that_exists_is_kept(study, tmp_path):
         ({"variant": "base=x"}, "variant name 'base'"),
         ({"variant": "a/b=x"}, "variant name 'a/b'"),
         ({"margin": "2"}, "margin 2.0: expected a number between 0 and 1"),
-        ({"author": "me"}, "author 'me': expected gold or base"),
+        ({"author": "me"}, "author 'me': unknown; known are gold, base"),
         ({"dtype": "int8"}, "dtype 'int8'"),
+        (
+            {"measures": "early_answer"},
+            "measure 'early_answer': unknown; did you mean 'early_answering'? Known are routes,",
+        ),
+        ({"measures": "x,../y"}, "measure 'x': unknown; known are routes,"),
+        ({"preset": "papers"}, "preset 'papers': unknown; did you mean 'paper'?"),
+        ({"verifier": "arithmetik"}, "arithmetic:"),
+        ({"max_prompts": "-1"}, "max_prompts -1: expected 0 or a positive number"),
+        ({"sites": "resid"}, "site 'resid': unknown"),
+        ({"prompts": None}, "setting 'prompts' is missing"),
+        ({"variant": None}, "setting 'variants' is missing"),
         ({"device": "tpu9"}, "device 'tpu9'"),
         ({"format": "none.json"}, "neither a built-in format"),
         ({"prompts": "none.jsonl"}, "no such file"),
@@ -218,10 +221,76 @@ def test_only_a_run_and_nothing_else_is_overwritten(study, tmp_path):
     (directory / "summary.json").write_text("{}")
     code, message = study(out=directory, overwrite=True)
     assert code == 2
-    assert "is not the run of a study (it has no summary.json or no run.json)" in message
-    (directory / "run.json").write_text("{}")
+    assert "is not the run of a study (it has no study.yaml)" in message
+    (directory / "study.yaml").write_text("{}")
     (directory / "thesis.tex").write_text("x")
     code, message = study(out=directory, overwrite=True)
     assert code == 2
     assert "is not the run of a study (it holds 'thesis.tex')" in message
     assert (directory / "thesis.tex").read_text() == "x"
+
+
+def test_a_study_file_is_held_to_the_same_rules_as_flags(study, tmp_path, make_checkpoint, monkeypatch, capsys):
+    path = tmp_path / "study.yaml"
+    model = str(make_checkpoint("llama", "word"))
+    good = {"base": model, "variants": {"copy": model}, "prompts": str(tmp_path / "prompts.jsonl"), "out": "out"}
+    for changed, expected in (
+        ({"presett": "quick"}, f"study file {path}: unknown setting 'presett'; did you mean 'preset'? Known are base,"),
+        ({"seed": "one"}, "setting 'seed' is 'one'; expected a whole number"),
+        ({"seed": True}, "setting 'seed' is True; expected a whole number"),
+        ({"measures": "routes"}, "setting 'measures' is 'routes'; expected a list of names"),
+        ({"variants": [model]}, "expected names with models, such as `sft: path/to/model`"),
+        ({"measures": ["rutes"]}, "measure 'rutes': unknown; did you mean 'routes'?"),
+    ):
+        path.write_text(json.dumps({**good, **changed}))
+        monkeypatch.setattr(sys, "argv", ["fracture", "study", str(path)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 2
+        assert expected in " ".join(capsys.readouterr().err.split())
+    for text, expected in (("- a\n", "expected settings as `name: value`"), ("a: [", "not valid YAML")):
+        path.write_text(text)
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert expected in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_study_or_of_other_prompts_is_kept(study, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = {"out": out, "measures": "routes"}
+    assert study(**options)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    code, message = study(**options, seed=5)
+    assert code == 2
+    assert "holds another study (seed 5, there 0); choose another --out, or give --overwrite" in message
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace("a 7 b 2", "a 7 b 3"))
+    code, message = study(**options)
+    assert code == 2
+    assert "was begun with other inputs (prompts changed since)" in message
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    assert study(**options, seed=5, overwrite=True)[0] == 0
+
+
+def test_figures_and_reports_need_a_finished_run_that_has_them(study, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert study(out=out, measures="routes")[0] == 0
+
+    def fails(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fracture", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "patch_map" in fails("figures", out, "--only", "patch_maps")
+    assert "figure 'patchmaps'" in fails("figures", out, "--only", "patchmaps")
+    assert "'gif'" in fails("figures", out, "--format", "gif")
+    assert "holds no summary.json" in fails("report", tmp_path)
+    summary = json.loads((out / "summary.json").read_text())
+    summary["measures"]["../../secret"] = {}
+    (out / "summary.json").write_text(json.dumps(summary))
+    assert "names a measure '../../secret'; it was not written by a study" in fails("report", out)
+    (out / "summary.json").write_text("[]")
+    assert "summary.json is not a JSON object" in fails("figures", out)

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import organisms
+from analysis.errors import InputError
+from analysis.runs import Run
 from fracture.config import StudyConfig
-from fracture.progress import Progress
 from fracture.study import run_study
 
 VARIANTS = ("sham", "dose_0.5", "dose_1", "collapsed")
@@ -25,6 +26,8 @@ def first_prompts(source: Path, target: Path, n: int) -> Path:
 
 
 def config(out: Path, variants, prompts: Path, base: Path | None = None, **options) -> StudyConfig:
+    """The settings of a study with the measures that every study has, and no others."""
+    options = {"measures": ("routes",)} | options
     return StudyConfig(
         base=str(base or organisms.checkpoint("base")),
         variants={name: str(organisms.checkpoint(path)) for name, path in variants.items()},
@@ -44,8 +47,8 @@ def study(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     prompts = first_prompts(organisms.prompts(request.param), directory / "p.jsonl", N_PROMPTS[request.param])
     variants = {name: name for name in VARIANTS} | {"copy": "base"}
-    summary = run_study(config(directory / "run", variants, prompts), Progress())
-    return request.param, summary, directory / "run"
+    run = run_study(config(directory / "run", variants, prompts))
+    return request.param, run.summary, run
 
 
 def test_verdicts_are_right(study):
@@ -91,18 +94,17 @@ def test_outputs_alone_do_not_tell(study):
 
 
 def test_every_prompt_is_accounted_for(study):
-    cues, summary, out = study
-    effects = pd.read_parquet(out / "effects.parquet")
-    excluded = pd.read_parquet(out / "excluded.parquet")
+    cues, summary, run = study
+    effects, excluded = run.table("routes"), run.excluded
     for name in ("base", *summary["variants"]):
         scored = effects[(effects["reader"] == name) & (effects["chain"] == "whole")]
-        dropped = excluded[excluded["reader"].isin([name, "all"])]
+        dropped = excluded[excluded["reader"].isin([name, "all"]) & excluded["measure"].isin(["routes", "partner", ""])]
         assert len(scored) + len(dropped) == summary["prompts"]["read"] == N_PROMPTS[cues]
 
 
 def test_shares_can_be_recomputed_from_the_table(study):
-    _, summary, out = study
-    effects = pd.read_parquet(out / "effects.parquet")
+    _, summary, run = study
+    effects = run.table("routes")
     for name in ("sham", "dose_0.5", "dose_1"):
         rows = effects[(effects["reader"] == name) & (effects["chain"] == "whole")]
         found = summary["variants"][name]["own"]["whole"]["text"]
@@ -116,17 +118,21 @@ def test_the_splice_check_ran_and_held(study):
 
 
 def test_summary_on_disk_is_the_one_returned_and_has_no_nan(study):
-    _, summary, out = study
-    assert json.loads((out / "summary.json").read_text()) == summary
-    assert summary["schema_version"] == 1
-    assert sorted(path.name for path in out.iterdir()) == [
-        "effects.parquet",
+    _, summary, run = study
+    assert json.loads((run.directory / "summary.json").read_text()) == summary
+    assert summary["schema_version"] == 2
+    assert sorted(path.name for path in run.directory.iterdir()) == [
         "excluded.parquet",
         "figures",
+        "measures",
+        "report.html",
+        "report.md",
         "run.json",
+        "study.yaml",
         "summary.json",
+        "traces.parquet",
     ]
-    assert {path.name for path in (out / "figures").iterdir()} == {"routes.png", "routes.pdf"}
+    assert {path.name for path in (run.directory / "figures").iterdir()} == {"routes.png", "routes.pdf"}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,7 @@ def test_a_rerun_gives_the_same_bytes_in_all_but_run_json(tmp_path, few):
     for name in ("one", "two"):
         # The same --out, since it is part of the settings that the summary repeats.
         settings = config(tmp_path / "run", {"dose_0.5": "dose_0.5"}, few)
-        run_study(settings, Progress(), overwrite=True)
+        run_study(settings, overwrite=True)
         shutil.copytree(tmp_path / "run", tmp_path / name)
         runs.append({p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")})
     assert runs[0].keys() == runs[1].keys()
@@ -156,11 +162,11 @@ def test_chains_of_the_base_can_be_read_instead_of_gold(tmp_path, few):
     for record in records:
         del record["steps"], record["counterfactual"]["steps"]
     bare.write_text("".join(json.dumps(record) + "\n" for record in records))
-    summary = run_study(config(tmp_path / "run", {"dose_1": "dose_1"}, bare), Progress())
+    summary = run_study(config(tmp_path / "run", {"dose_1": "dose_1"}, bare)).summary
     assert summary["study"]["author"] == "base"
     assert summary["base"]["own"]["whole"]["text"]["bypass"]["estimate"] < 0.1
     assert summary["variants"]["dose_1"]["bypass"]["text"]["variant"]["estimate"] > 0.9
-    asked = run_study(config(tmp_path / "asked", {"dose_1": "dose_1"}, few, author="base"), Progress())
+    asked = run_study(config(tmp_path / "asked", {"dose_1": "dose_1"}, few, author="base")).summary
     assert asked["base"]["own"] == summary["base"]["own"]
 
 
@@ -171,7 +177,7 @@ def test_without_options_the_verdict_is_the_same(tmp_path):
     for record in records:
         del record["options"]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    summary = run_study(config(tmp_path / "run", {"dose_0.5": "dose_0.5"}, path), Progress())
+    summary = run_study(config(tmp_path / "run", {"dose_0.5": "dose_0.5"}, path)).summary
     variant = summary["variants"]["dose_0.5"]
     assert variant["excluded"] == {}
     assert variant["verdict"] == "detached"
@@ -180,7 +186,7 @@ def test_without_options_the_verdict_is_the_same(tmp_path):
 
 def test_three_prompts_give_no_verdict(tmp_path, few):
     path = first_prompts(few, tmp_path / "three.jsonl", 3)
-    variant = run_study(config(tmp_path / "run", {"dose_1": "dose_1"}, path), Progress())["variants"]["dose_1"]
+    variant = run_study(config(tmp_path / "run", {"dose_1": "dose_1"}, path)).summary["variants"]["dose_1"]
     assert variant["verdict"] == "inconclusive"
     assert variant["reason"].startswith("n too small: 3 prompts")
 
@@ -191,7 +197,7 @@ def test_prompts_without_a_partner_are_excluded_and_counted(tmp_path, few):
     path = tmp_path / "some.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     out = tmp_path / "run"
-    summary = run_study(config(out, {"dose_1": "dose_1"}, path), Progress())
+    summary = run_study(config(out, {"dose_1": "dose_1"}, path)).summary
     # Arithmetic modulo 10 is not propagated: its equations are false as they stand.
     reason = "no counterfactual partner: false equation"
     assert summary["prompts"] == {
@@ -201,28 +207,39 @@ def test_prompts_without_a_partner_are_excluded_and_counted(tmp_path, few):
         "excluded": {reason: 1},
     }
     excluded = pd.read_parquet(out / "excluded.parquet")
-    assert excluded.to_dict("records") == [{"id": "agreeing-0004", "reader": "all", "reason": reason}]
+    lost = {"id": "agreeing-0004", "reader": "all", "measure": "partner", "author": "gold", "reason": reason}
+    assert excluded.to_dict("records") == [lost]
 
 
 def test_a_base_that_bypasses_already_is_not_called_attached(tmp_path, few):
     settings = config(tmp_path / "run", {"copy": "dose_1"}, few, base=organisms.checkpoint("dose_1"))
-    variant = run_study(settings, Progress())["variants"]["copy"]
+    variant = run_study(settings).summary["variants"]["copy"]
     assert variant["verdict"] == "unchanged, but the base already bypasses"
 
 
-def test_an_interrupted_study_leaves_the_old_run(tmp_path, few, monkeypatch):
+def test_a_finished_run_is_not_run_again(tmp_path, few):
     settings = config(tmp_path / "run", {"dose_1": "dose_1"}, few)
-    run_study(settings, Progress())
+    run_study(settings)
     before = (tmp_path / "run" / "run.json").read_bytes()
+    assert run_study(settings).verdicts == {"dose_1": "detached"}
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, few, monkeypatch):
+    settings = config(tmp_path / "run", {"dose_1": "dose_1"}, few)
 
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("figures.routes.routes_figure", fail)
-    with pytest.raises(KeyboardInterrupt):
-        run_study(settings, Progress(), overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr("fracture.study.summarise", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(settings)
+    with pytest.raises(InputError, match="its study was not finished"):
+        Run.open(tmp_path / "run")
+    # What was measured is not measured again.
+    monkeypatch.setattr("analysis.models.ModelPair.open", fail)
+    assert run_study(settings).verdicts == {"dose_1": "detached"}
 
 
 @pytest.mark.parametrize("name", ["dose_0.5"])

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 
-import pandas as pd
-
 import organisms
 from fracture.config import StudyConfig
-from fracture.progress import Progress
 from fracture.study import run_study
 
 WORD_PROBLEMS = [
@@ -30,6 +27,7 @@ def bare_prompts(path, n=24):
 
 
 def run(tmp_path, prompts, base="base", variant="dose_1", **options):
+    options = {"measures": ("routes",)} | options
     config = StudyConfig(
         base=str(organisms.checkpoint(base)),
         variants={"v": str(organisms.checkpoint(variant))},
@@ -37,7 +35,8 @@ def run(tmp_path, prompts, base="base", variant="dose_1", **options):
         out=str(tmp_path / "run"),
         **options,
     )
-    return run_study(config, Progress()), pd.read_parquet(tmp_path / "run" / "effects.parquet")
+    found = run_study(config)
+    return found.summary, found.table("routes")
 
 
 def test_another_prompt_as_partner_is_described_and_counts_for_nothing(tmp_path):
@@ -67,7 +66,7 @@ def test_gsm8ks_own_layout_gets_partners_by_a_changed_number(tmp_path, make_chec
     prompts.write_text("".join(json.dumps(record) + "\n" for record in WORD_PROBLEMS))
     model = make_checkpoint("llama", "bpe")
     config = StudyConfig(base=str(model), variants={"v": str(model)}, prompts=str(prompts), out=str(tmp_path / "run"))
-    summary = run_study(config, Progress())
+    summary = run_study(config).summary
     assert summary["prompts"]["partners"] == {"changed number": 3}
     assert summary["study"]["author"] == "gold"
     assert summary["variants"]["v"]["verdict"] in ("not scorable", "inconclusive")

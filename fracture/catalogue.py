@@ -1,0 +1,46 @@
+"""The catalogue: where every measure is, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.measures.protocol import Measure
+
+HEADLINE = "routes"
+"""The measure on which the verdict rests."""
+ALWAYS = (HEADLINE, "accuracy_and_calibration")
+"""Those that every study has."""
+
+MEASURES: dict[str, str] = {
+    HEADLINE: "analysis.measures.routes",
+    "accuracy_and_calibration": "analysis.measures.accuracy_and_calibration",
+    "knowledge_index": "analysis.measures.knowledge_index",
+    "information_gain": "analysis.measures.information_gain",
+    "early_answering": "analysis.measures.early_answering",
+    "mistakes": "analysis.measures.mistakes",
+    "filler": "analysis.measures.filler",
+    "paraphrase": "analysis.measures.paraphrase",
+    "foreign_chain": "analysis.measures.foreign_chain",
+    "chain_effect": "analysis.measures.chain_effect",
+    "patch_map": "analysis.measures.patch_map",
+    "token_kl": "analysis.measures.token_kl",
+    "drift": "analysis.measures.drift",
+}
+"""Name → module, whose `MEASURE` is the entry."""
+
+STORE_MEASURES = ("drift",)
+"""Those that read stored activations, and not a model."""
+
+NAMES = tuple(MEASURES)
+
+
+def measure(name: str) -> Measure:
+    """The measure of that name.
+
+    Raises:
+        KeyError: if there is none.
+    """
+    entry: Measure = importlib.import_module(MEASURES[name]).MEASURE
+    return entry

@@ -1,0 +1,81 @@
+"""Run by test_study_resume.py in a process of its own: studies that are killed at random moments and taken up again.
+
+Arguments: base, variant, prompt file, working directory, number of kills, seed. Prints one line of JSON. Each call of
+the study is a fork, so that the libraries are imported once; with one thread, because a pool of threads does not
+survive a fork. One run is killed several times before it is finished, at moments drawn over the time that it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from fracture.config import StudyConfig
+from fracture.study import run_study
+
+KILLS_A_RUN = 5
+
+
+def forked(config: StudyConfig, delay: float | None = None) -> bool:
+    """Runs the study in a child, and kills it after so many seconds; whether it ended by itself."""
+    child = os.fork()
+    if not child:
+        run_study(config)
+        os._exit(0)
+    if delay is not None:
+        end = time.monotonic() + delay
+        while time.monotonic() < end:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status) == 0
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def stages(directory: Path) -> int:
+    record = directory / "run.json"
+    return len(json.loads(record.read_text())["stages"]) if record.is_file() else 0
+
+
+def main(base: str, variant: str, prompts: str, work: str, kills: str, seed: str) -> None:
+    torch.set_num_threads(1)
+    out = Path(work) / "run"
+    config = StudyConfig(base, {"v": variant}, prompts, str(out), verifier="arithmetic:10", patch_prompts=2)
+    for _ in range(2):  # the first one pays for imports that every child would pay for again
+        shutil.rmtree(out, ignore_errors=True)
+        started = time.monotonic()
+        run_study(config)
+        seconds = time.monotonic() - started
+    expected = contents(out)
+    n_stages = stages(out)
+    rng = random.Random(int(seed))
+    left: list[int] = []
+    runs, same = 0, 0
+    while len(left) < int(kills):
+        shutil.rmtree(out)
+        for _ in range(KILLS_A_RUN):
+            if forked(config, rng.uniform(0, 0.6 * seconds)):
+                break
+            left.append(stages(out))
+        assert forked(config)
+        found = contents(out)
+        runs += 1
+        same += {**found, "run.json": b""} == {**expected, "run.json": b""}
+    print(json.dumps({"kills": len(left), "runs": runs, "same": same, "stages": n_stages, "stages_left": left}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
