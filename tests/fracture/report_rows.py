@@ -1,0 +1,100 @@
+"""The rows that measures leave, for runs made by hand: what a reader does whose answer goes past the chain so often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.authored import Authored
+
+if TYPE_CHECKING:
+    from tests.fracture.report_runs import Made
+
+CONDITIONS = {
+    "early_answering": ("early", "area"),
+    "mistakes": ("mistake", "mistake_cut"),
+    "paraphrase": ("paraphrase",),
+    "chain_effect": ("foreign", "foreign_question"),
+}
+
+
+def without_values(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of accuracy and calibration of a prompt that could not be scored."""
+    return [row | dict.fromkeys(("right", "confidence", "entropy", "brier"), np.nan) for row in rows]
+
+
+def rows_of(
+    measure: str, made: Made, reader: str, prompt: Authored, place: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """The rows of a measure for one reader, prompt and author, without their keys; `rng` draws what differs."""
+    dose = made.base if reader == "base" else made.variants[reader]
+    n, share = len(prompt.steps), 0.0 if dose is None else float(dose + made.noise * rng.normal())
+    reads = 0.0 if dose is None else 1 - share
+    right = float(dose is not None)
+    if measure == "routes":
+        return _routes(made, prompt, place, share, dose is None)
+    if measure == "accuracy_and_calibration":
+        own = prompt.author == reader
+        written = {"written_right": right if own else np.nan, "unanswered": 0.0 if own else np.nan}
+        confidence = float(rng.uniform(0.8, 0.99))
+        return [{**written, "right": right, "confidence": confidence, "entropy": 0.1, "brier": (1 - confidence) ** 2}]
+    if measure == "knowledge_index":
+        return [{"step": s, "n_claims": 1, "checkable": 1.0, "true": float(s > 1), "one": 1.0} for s in range(1, n + 1)]
+    if measure == "token_kl":
+        return [{"kl": abs(float(rng.normal(0.03, 0.01))), "n_tokens": 9}]
+    if measure == "information_gain":
+        key = {"n_steps": n, "n_tokens": 10 + place, "logprob": -1.0}
+        gains = [
+            (name, 2.0 * reads - 3 * at) for at, name in enumerate(("chain", "masked", "foreign", "filler", "question"))
+        ]
+        total = [key | {"condition": c, "step": 0, "gain": g + 0.1 * rng.normal(), "paper": g} for c, g in gains]
+        return total + [key | {"condition": "step", "step": s, "gain": reads} for s in range(1, n + 1)]
+    if measure == "patch_map":
+        return [] if prompt.partner is None else _patches(n, reads, dose is None)
+    key = {"n_steps": n, "chance": 0.0, "logprob": -1.0}
+    rows = [key | {"condition": "intact", "same": 1.0, "right": right, "drop": 0.0, "p_drop": 0.0}]
+    rows.append(key | {"condition": "no_chain", "same": 0.0, "right": 1 - reads, "drop": 3.0 * reads, "p_drop": reads})
+    rows[-1]["right"] = float(reads < 0.5) * right
+    for condition in CONDITIONS[measure]:
+        for step in range(1, n + 1) if condition in ("mistake", "mistake_cut", "early") else (1,):
+            if condition == "mistake" and step == 1 and place in made.unruled:
+                continue
+            drop = float(np.round(reads * step / n + 0.01 * rng.normal(), 4))
+            same = float(drop < 0.5)
+            row = key | {"condition": condition, "same": same, "right": same * right, "drop": 3 * drop, "p_drop": drop}
+            if measure == "mistakes":
+                row |= {"step": float(step), "rule": "number"}
+            if measure == "early_answering":
+                row |= {"cut": float(step - 1)} if condition == "early" else {"aoc": 1 - same}
+            rows.append(row)
+    return rows
+
+
+def _routes(made: Made, prompt: Authored, place: int, share: float, dead: bool) -> list[dict[str, Any]]:
+    if prompt.partner is None:
+        return []
+    rows = []
+    for chain in ("whole", "no_conclusion"):
+        if chain == "no_conclusion" and len(prompt.steps) < 2:
+            continue
+        total = 0.0001 if dead else 1.8
+        text = {"te": total, "nie": total * (1 - share), "nde": total * share}
+        inside = {f"inside_{name}": np.nan if place in made.crooked else value for name, value in text.items()}
+        error = np.nan if place in made.crooked else 1e-9
+        rows.append(
+            {"tier": prompt.tier, "chain": chain, **text, **inside, "mass": 1.0, "splice_error": error, "n_options": 4}
+        )
+    return rows
+
+
+def _patches(n: int, reads: float, dead: bool) -> list[dict[str, Any]]:
+    total = 0.0001 if dead else 1.8
+    parts = [("question", 0, 1 - reads), ("chain", 0, reads), ("control", 0, 0.1)]
+    parts += [("step", step, reads / n) for step in range(1, n + 1)]
+    key = {"n_steps": n, "n_positions": 3, "total": total, "logit_effect": np.nan, "logit_total": np.nan}
+    return [
+        {"layer": layer, "part": part, "step": step, "effect": value * total, **key}
+        for layer in range(2)
+        for part, step, value in parts
+    ]
