@@ -70,9 +70,11 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Records that the run is complete, and drops what was only needed to make it."""
-        self._record["complete"] = True
-        self._record["stages"] = {name: {"seconds": stage["seconds"]} for name, stage in self._record["stages"].items()}
-        self._save()
+        if not self.complete:
+            self._record["complete"] = True
+            stages = self._record["stages"].items()
+            self._record["stages"] = {name: {"seconds": stage["seconds"]} for name, stage in stages}
+            self._save()
         shutil.rmtree(self.path / WORK, ignore_errors=True)
 
     def _written(self, path: str, data: bytes) -> None:

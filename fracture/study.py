@@ -70,18 +70,15 @@ def run_study(config: StudyConfig, progress: Progress | None = None, overwrite: 
         patch_prompts=config.patch_prompts or None,
         max_chain_tokens=config.max_chain_tokens,
     )
-    prompts = [
-        PartneredPrompt(item.prompt, item.tier, item.reason)
-        for item in assign_partners(
-            [split(prompt, pair.base.encoder.format) for prompt in read], config.seed, PARTNERS[config.partners]
-        )
-    ]
+    prompts = assign_partners(
+        [split(prompt, pair.base.encoder.format) for prompt in read], config.seed, PARTNERS[config.partners]
+    )
     author = choose_author(config, [item.prompt for item in prompts])
     pair.check_texts(known_texts([item.prompt for item in prompts], author, pair.base.encoder.format))
     with opened(config, _inputs(config, pair), overwrite) as run:
         if not run.complete:
             _Study(config, settings, pair, prompts, author, run, progress).make()
-            run.finish()
+        run.finish()
     return Run.open(config.out)
 
 

@@ -221,8 +221,11 @@ def test_a_finished_run_is_not_run_again(tmp_path, few):
     settings = config(tmp_path / "run", {"dose_1": "dose_1"}, few)
     run_study(settings)
     before = (tmp_path / "run" / "run.json").read_bytes()
+    # As a kill would leave it that came after the last word in run.json.
+    (tmp_path / "run" / "work").mkdir()
     assert run_study(settings).verdicts == {"dose_1": "detached"}
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert not (tmp_path / "run" / "work").exists()
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, few, monkeypatch):
