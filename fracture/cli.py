@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +28,6 @@ def main() -> None:
     """Entry point of the `fracture` command: errors in what the user gave end in one message and exit code 2."""
     from analysis.errors import InputError
 
-    # Threads that spin while they wait make another job on the same cores, and this one, several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except InputError as error:
