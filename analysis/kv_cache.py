@@ -28,12 +28,15 @@ class Prefix:
         keys, values: one tensor a layer, `[row, key_value_head, slot, d_head]`.
         visible: which slots hold a token of the row and may be attended to, `[row, slot]`.
         length: number of visible tokens a row, `[row]`; the next token's position.
+        hidden: tokens that keep their positions but are attended to by nothing that is read from here on, `[row,
+            slot]`; None if there are none.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     visible: Bool[Tensor, "row slot"]
     length: Int[Tensor, " row"]
+    hidden: Bool[Tensor, "row slot"] | None = None
 
     def __len__(self) -> int:
         return len(self.length)
@@ -45,7 +48,15 @@ class Prefix:
             tuple(layer[index] for layer in self.values),
             self.visible[index],
             self.length[index],
+            None if self.hidden is None else self.hidden[index],
         )
+
+    def hiding(self, where: Bool[Tensor, "row slot"]) -> Prefix:
+        """The same texts, where what is read from here on cannot attend to the marked slots (or those hidden before).
+
+        What earlier tokens have read there they keep. Slots of later tokens count from the first, as in `visible`.
+        """
+        return replace(self, hidden=where if self.hidden is None else self.hidden | where)
 
     def until(self, end: Int[Tensor, " row"]) -> Prefix:
         """The same texts cut before token `end` of each row (causal: what came after has left no trace)."""
@@ -96,19 +107,25 @@ def _forward(
 ) -> tuple[Prefix, Float[Tensor, "row vocab"]]:
     ids, real = pad_right(rows, model.device)
     last = real.sum(1) - 1
-    with _logits_only_at(model, last):
+    with logits_only_at(model, last):
         cache, logits, visible, start = _run(model, prefix, ids, real)
     new = Prefix(
         tuple(layer.keys for layer in cache.layers),
         tuple(layer.values for layer in cache.layers),
         visible,
         start + last + 1,
+        None if prefix is None else _grown(prefix.hidden, visible),
     )
     return new, logits[:, 0].float()
 
 
+def _grown(hidden: Tensor | None, visible: Bool[Tensor, "row slot"]) -> Tensor | None:
+    """What is hidden, once there are more slots: the new ones are not."""
+    return None if hidden is None else torch.nn.functional.pad(hidden, (0, visible.shape[1] - hidden.shape[1]))
+
+
 @contextmanager
-def _logits_only_at(model: Any, position: Int[Tensor, " row"]) -> Iterator[None]:
+def logits_only_at(model: Any, position: Int[Tensor, " row"]) -> Iterator[None]:
     """Within, the model gives logits `[row, 1, vocab]` at one position a row.
 
     Over a large vocabulary the logits of all positions would outweigh everything else, and the library's own
@@ -182,7 +199,11 @@ def attention_window(model: Any) -> int | None:
 
 
 def _mask(
-    model: Any, visible: Bool[Tensor, "row slot"], position: Int[Tensor, "row new"], apart: _Branches | None
+    model: Any,
+    visible: Bool[Tensor, "row slot"],
+    position: Int[Tensor, "row new"],
+    apart: _Branches | None,
+    hidden: Bool[Tensor, "row slot"] | None,
 ) -> Any:
     """What the model takes as its attention mask, so that the new slots, the last ones, see what their rows hold.
 
@@ -190,14 +211,15 @@ def _mask(
     are then made here, from positions; so are those of branches.
     """
     window, n_new = attention_window(model), position.shape[1]
-    if apart is None and (window is None or visible.shape[1] <= max(window, n_new)):
+    if apart is None and hidden is None and (window is None or visible.shape[1] <= max(window, n_new)):
         return visible.long()
     old = visible[:, :-n_new]
+    seen_before = old if hidden is None else old & ~hidden
     slots = torch.arange(n_new, device=visible.device)
     among = visible[:, None, -n_new:] & (slots <= slots[:, None])
     if apart is not None:
         among = among & (apart.branch[:, :, None] == apart.branch[:, None])
-    seen = torch.cat([old[:, None].expand(-1, n_new, -1), among], dim=2)
+    seen = torch.cat([seen_before[:, None].expand(-1, n_new, -1), among], dim=2)
     everywhere = torch.cat([old.long().cumsum(1) - 1, position], dim=1)
     near = everywhere[:, None] > position[:, :, None] - (window or visible.shape[1] + 1)
     full, sliding = (
@@ -224,22 +246,43 @@ def _filled_layer(keys: Tensor, values: Tensor) -> DynamicLayer:
 def _run(
     model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor, apart: _Branches | None = None
 ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+    if prefix is None:
+        nothing = torch.zeros(len(ids), 0, dtype=torch.bool, device=ids.device)
+        prefix = Prefix((), (), nothing, torch.zeros(len(ids), dtype=torch.long, device=ids.device))
+    layers = [_filled_layer(keys, values) for keys, values in zip(prefix.keys, prefix.values, strict=True)]
+    return continued(model, layers, prefix, ids, real, apart)
+
+
+def continued(
+    model: Any,
+    layers: Sequence[DynamicLayer],
+    before: Prefix,
+    ids: Int[Tensor, "row new"],
+    real: Bool[Tensor, "row new"],
+    apart: _Branches | None = None,
+) -> tuple[DynamicCache, Tensor, Bool[Tensor, "row slot"], Int[Tensor, " row"]]:
+    """One forward pass over new tokens behind cached ones: the cache, the logits, the slots then visible, and where
+    each row's new tokens start.
+
+    Args:
+        model: Hugging Face causal language model.
+        layers: the cache, a layer each; none when nothing was read before.
+        before: says which slots of it are visible or hidden, and how long each row is; its keys are not looked at.
+        ids, real: the new tokens, right-padded, and which of them are no padding.
+        apart: for branches.
+    """
     # Without a configuration every layer keeps all it has read; a sliding-window layer would drop what we splice.
     cache = DynamicCache()
-    visible = real
-    start = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-    if prefix is not None:
-        for keys, values in zip(prefix.keys, prefix.values, strict=True):
-            cache.layers.append(_filled_layer(keys, values))
-        visible = torch.cat([prefix.visible, real], dim=1)
-        start = prefix.length
+    cache.layers.extend(layers)
+    visible = torch.cat([before.visible, real], dim=1)
     # Padding gets the position of its row's last token: in range for learned positions, and never attended to.
-    position = start[:, None] + ((real.long().cumsum(1) - 1).clamp_min(0) if apart is None else apart.place)
+    place = (real.long().cumsum(1) - 1).clamp_min(0) if apart is None else apart.place
+    position = before.length[:, None] + place
     logits = model(
         input_ids=ids,
-        attention_mask=_mask(model, visible, position, apart),
+        attention_mask=_mask(model, visible, position, apart, before.hidden),
         position_ids=position,
         past_key_values=cache,
         use_cache=True,
     ).logits
-    return cache, logits, visible, start
+    return cache, logits, visible, before.length

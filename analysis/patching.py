@@ -1,27 +1,56 @@
 """Patching: runs of a text with an activation written at some of its tokens, everything after it computed anew.
 
-What is before the first token that is written is as it was, and is read from the text's own key-value prefix. The hook
-acts on the text up to its end; of an answer of several tokens, those after the first are read behind what the patched
-run has cached, and behind the text's own activations in the layers below the patch.
+Exact, and no more is computed than an exact answer needs: what is before the first token that is written, and what is
+below the block that first reads it, is as it was, and is taken from the text's own run. Any number of cells of any
+texts, layers and sites go into one call; they are run together where they are alike in length.
+
+A hook acts on the text up to its end; of an answer of several tokens, those after the first are read behind what the
+patched run has cached, and behind the text's own activations in the layers below the patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from analysis import kv_cache, sites
-from analysis.errors import InputError
+from analysis import joining, kv_cache, landing, sites
+from analysis.memory import shrinking
 from analysis.options import option_logprobs
 
-ALIKE = 0.6
-"""Rows are run together if the shortest has at least this share of the longest's tokens to read."""
+ALIKE = 0.8
+"""Cells are run together if the shortest has at least this share of the longest's tokens to read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Texts as one model has read them, each up to where its answer begins.
+
+    Attributes:
+        ids: token ids of each text.
+        options: of each text, the token ids of what is scored behind it, each with its stop.
+        prefix: their key-value caches.
+        last: the logits after each text's last token.
+        streams: what each block reads, `[row, token, width]`, right-padded; one a layer.
+        recorded: the activations at the hooks that were asked for, `[row, token, …]`.
+        own: `LP(option)` in nats behind each undisturbed text.
+        tupled: whether the model's blocks give tuples.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    options: tuple[tuple[tuple[int, ...], ...], ...]
+    prefix: kv_cache.Prefix
+    last: Float[Tensor, "row vocab"]
+    streams: tuple[Float[Tensor, "row token width"], ...]
+    recorded: dict[str, Tensor]
+    own: list[Float[ndarray, " option"]] = field(repr=False)
+    tupled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,89 +58,107 @@ class Cell:
     """One patched run.
 
     Attributes:
-        row: the text's row in the prefix; several cells may have the same.
-        ids: the text's token ids, up to where the answer begins.
-        options: token ids of what is scored behind it, each with its stop.
+        row: the text's place among those read.
+        hook: where the values are written, as in `analysis.sites`.
         places: the tokens that are written, ascending, at least one.
         values: what is written there.
     """
 
     row: int
-    ids: tuple[int, ...]
-    options: tuple[tuple[int, ...], ...]
+    hook: str
     places: Int[ndarray, " written"]
     values: Float[Tensor, " written *shape"]
 
-    @property
-    def start(self) -> int:
-        """The first token that is written; what is before it is as it was."""
-        return int(self.places[0])
 
-    @property
-    def length(self) -> int:
-        """How many tokens are to be read again."""
-        return len(self.ids) - self.start
+@torch.inference_mode()
+def read_texts(
+    model: Any,
+    ids: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    hooks: Sequence[str] = (),
+) -> Texts:
+    """The texts as the model reads them, with the activations of these hooks, and the answers behind them.
+
+    Args:
+        model: Hugging Face causal language model.
+        ids: token ids of each text up to its answer, none empty.
+        options: for each text the token ids of its options, each with its stop.
+        hooks: names of `analysis.sites`, to be recorded.
+    """
+    names = [sites.hook_name("resid_pre", layer) for layer in range(len(sites.blocks(model)))]
+    with sites.recorded(model, list(dict.fromkeys((*names, *hooks)))) as found, sites.gives_tuples(model) as tupled:
+        prefix, last = kv_cache.read(model, ids)
+    return Texts(
+        tuple(tuple(text) for text in ids),
+        tuple(tuple(tuple(option) for option in row) for row in options),
+        prefix,
+        last,
+        tuple(found[name] for name in names),
+        {name: found[name] for name in hooks},
+        _numbers(option_logprobs(model, prefix, last, options)),
+        tupled[0],
+    )
 
 
-def scores(
-    model: Any, prefix: kv_cache.Prefix, last: Float[Tensor, "row vocab"], options: Sequence[Sequence[Sequence[int]]]
-) -> list[Float[ndarray, " option"]]:
-    """`LP(option | row)` in nats for each row of the prefix, as `analysis.options.option_logprobs` gives it."""
-    return [score.cpu().numpy() for score in option_logprobs(model, prefix, last, options)]
-
-
+@torch.inference_mode()
 def patched(
-    model: Any, name: str, prefix: kv_cache.Prefix, hook: str, cells: Sequence[Cell], batch_tokens: int
+    model: Any, name: str, texts: Texts, cells: Sequence[Cell], batch_tokens: int
 ) -> list[Float[ndarray, " option"]]:
     """`LP(option | patched text)` in nats for each cell, in the order given.
 
     Args:
         model: Hugging Face causal language model.
         name: the model's, for errors.
-        prefix: the texts as the model has read them, each at least up to its cells' first written token.
-        hook: where the values are written, as in `analysis.sites`.
+        texts: as this model has read them.
         cells: the runs.
-        batch_tokens: how many tokens one forward pass may hold, cached ones included.
+        batch_tokens: how many tokens one forward pass may hold, cached ones included; where not even that many fit into
+            memory, passes get smaller by themselves.
 
     Raises:
-        InputError: if the hook does not fire exactly once in a pass.
+        InputError: if a hook does not fire exactly once in a pass, or if memory does not suffice for one cell.
     """
-    device = prefix.length.device
-    results: dict[int, Float[ndarray, " option"]] = {}
-    for group in _alike([cell.length for cell in cells], prefix.visible.shape[1], batch_tokens):
-        chosen = [cells[at] for at in group]
-        width, like = max(cell.length for cell in chosen), chosen[0].values
-        where = torch.zeros(len(chosen), width, *(1 for _ in like.shape[1:]), dtype=torch.bool, device=device)
-        new = torch.zeros(len(chosen), width, *like.shape[1:], dtype=like.dtype, device=device)
-        for row, cell in enumerate(chosen):
-            places = torch.from_numpy(cell.places - cell.start).to(device)
-            where[row, places] = True
-            new[row, places] = cell.values.to(device)
-        rows, starts = (torch.tensor([getattr(c, key) for c in chosen], device=device) for key in ("row", "start"))
+    entries = landing.entries(model, name, texts, cells, batch_tokens)
+    results: list[Float[ndarray, " option"]] = [np.empty(0)] * len(cells)
+    waiting = []
+    for index, entry in enumerate(entries):
+        if entry.reaches_answer(len(texts.ids[entry.row]), len(texts.streams)):
+            waiting.append(index)
+        else:
+            results[index] = texts.own[entry.row].copy()
 
-        def write(old: Tensor, where: Tensor = where, new: Tensor = new) -> Tensor:
-            return torch.where(where, new, old)
+    def run(group: Sequence[int]) -> list[Float[ndarray, " option"]]:
+        chosen = [entries[index] for index in group]
+        several = any(len(option) > 1 for entry in chosen for option in texts.options[entry.row])
+        read = joining.run(model, name, texts, chosen, keep=several)
+        options = [texts.options[entry.row] for entry in chosen]
+        prefix = read.prefix or kv_cache.Prefix((), (), read.last.new_zeros(0, 0).bool(), read.last.new_zeros(0).long())
+        return _numbers(option_logprobs(model, prefix, read.last, options))
 
-        with sites.written(model, {hook: write}) as fired:
-            read, last = kv_cache.advance(model, prefix.rows(rows).until(starts), [c.ids[c.start :] for c in chosen])
-        if fired[hook] != 1:
-            raise InputError(
-                f"model {name}: hook {hook!r} fired {fired[hook]} times in one pass, expected once; no patch there "
-                "can be reported"
-            )
-        results |= dict(zip(group, scores(model, read, last, [c.options for c in chosen]), strict=True))
-    return [results[at] for at in range(len(cells))]
+    for group in _alike(texts, entries, waiting, batch_tokens):
+        for index, found in zip(group, shrinking(run, group, f"model {name}: a patched run"), strict=True):
+            results[index] = found
+    return results
 
 
-def _alike(lengths: Sequence[int], slots: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of rows of similar length, so that little is padding."""
+def _numbers(scores: Sequence[Tensor]) -> list[Float[ndarray, " option"]]:
+    return [score.cpu().numpy() for score in scores]
+
+
+def _alike(
+    texts: Texts, entries: Sequence[landing.Entry], waiting: Sequence[int], batch_tokens: int
+) -> Iterator[list[int]]:
+    """Indices of entries with about as much to read again, those that share a text and a start side by side."""
+    length = {index: len(texts.ids[entries[index].row]) - entries[index].start for index in waiting}
+    order = sorted(waiting, key=lambda i: (-length[i], entries[i].row, entries[i].start, entries[i].layer, i))
     group: list[int] = []
-    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
-        longest = lengths[group[0]] if group else 0
-        full = (len(group) + 1) * (slots + longest) > batch_tokens
-        if group and (full or lengths[at] < ALIKE * longest):
+    slots = 0
+    for index in order:
+        longest = length[group[0]] if group else length[index]
+        wider = max(slots, entries[index].start)
+        if group and ((len(group) + 1) * (wider + longest) > batch_tokens or length[index] < ALIKE * longest):
             yield group
-            group = []
-        group.append(at)
+            group, wider = [], entries[index].start
+        group.append(index)
+        slots = wider
     if group:
         yield group

@@ -27,6 +27,7 @@ SITES: dict[str, str] = {
 
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 _ATTENTION = ("self_attn", "attn", "attention")
+_MLP = ("mlp",)
 _PROJECTION = ("o_proj", "c_proj", "dense", "out_proj")
 
 Edit = Callable[[Tensor], Tensor]
@@ -137,6 +138,50 @@ def written(model: Any, edits: Mapping[str, Edit]) -> Iterator[dict[str, int]]:
         yield fired
 
 
+@contextmanager
+def skipped(model: Any, layers: Sequence[int], tupled: bool) -> Iterator[None]:
+    """Within, these blocks are not run: what they are given is what they give. Their hooks fire as ever.
+
+    Args:
+        model: Hugging Face causal language model.
+        layers: counted from 0.
+        tupled: whether this model's blocks give their stream in a tuple (`gives_tuples`).
+    """
+
+    def passed_on(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden_states,) if tupled else hidden_states
+
+    with ExitStack() as stack:
+        for layer in layers:
+            block = blocks(model)[layer]
+            before = vars(block).get("forward")
+            block.forward = passed_on
+            stack.callback(vars(block).pop, "forward")
+            if before is not None:
+                stack.callback(setattr, block, "forward", before)
+        yield
+
+
+@contextmanager
+def gives_tuples(model: Any) -> Iterator[list[bool]]:
+    """Within, each forward pass notes whether the model's blocks give their stream in a tuple."""
+    noted: list[bool] = []
+    hook = blocks(model)[0].register_forward_hook(lambda _, __, output: noted.append(isinstance(output, tuple)))
+    try:
+        yield noted
+    finally:
+        hook.remove()
+
+
+def after_attention(model: Any, layer: int) -> list[Any]:
+    """The modules of a block behind attention that each token goes through by itself: output projection and MLP, as
+    far as the architecture has them under a name that is known here."""
+    block = blocks(model)[layer]
+    attention = _child(block, _ATTENTION)
+    found = (None if attention is None else _child(attention, _PROJECTION), _child(block, _MLP))
+    return [module for module in found if module is not None]
+
+
 def _attach(model: Any, name: str, see: Callable[[Tensor], Tensor | None]) -> Any:
     """Shows the activation to `see`, and puts what it returns, unless None, in the activation's place."""
     module, before, heads = _place(model, name)
@@ -177,7 +222,7 @@ def _place(model: Any, name: str) -> tuple[Any, bool, int]:
     attention = _child(block, _ATTENTION)
     place = {
         "attn_out": block.post_attention_layernorm if normalised else attention,
-        "mlp_out": block.post_feedforward_layernorm if normalised else _child(block, ("mlp",)),
+        "mlp_out": block.post_feedforward_layernorm if normalised else _child(block, _MLP),
         "z": _child(attention, _PROJECTION),
     }[site]
     if place is None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import log_softmax
 
-from analysis import kv_cache, patching
+from analysis import patching
 from analysis.authored import Authored
 from analysis.measures.session import Session
 from analysis.store import Store
@@ -65,12 +65,12 @@ def _own_answer(session: Session, hook: str, prompts: Mapping[str, Authored], us
         found: list[float] = []
         for start in range(0, len(texts), size):
             part = texts[start : start + size]
-            prefix, _ = kv_cache.read(model, [ids for ids, *_ in part])
+            read = patching.read_texts(model, [ids for ids, *_ in part], [options for _, options, *_ in part])
             cells = [
-                patching.Cell(row, ids, options, np.array([token]), written[start + row : start + row + 1])
-                for row, (ids, options, token, _) in enumerate(part)
+                patching.Cell(row, hook, np.array([token]), written[start + row : start + row + 1])
+                for row, (_, _, token, _) in enumerate(part)
             ]
-            scores = patching.patched(model, session.name, prefix, hook, cells, session.batch_tokens)
+            scores = patching.patched(model, session.name, read, cells, session.batch_tokens)
             found += [float(log_softmax(s)[own]) for s, (*_, own) in zip(scores, part, strict=True)]
         return np.array(found)
 

@@ -24,7 +24,7 @@ from numpy import ndarray
 from scipy.special import log_softmax, softmax
 from torch import Tensor
 
-from analysis import kv_cache, patching, sites, statistics
+from analysis import patching, sites, statistics
 from analysis.authored import Authored
 from analysis.cells import CHECK_TOLERANCE, HALF_TOLERANCE, Excluded
 from analysis.errors import InputError
@@ -298,26 +298,24 @@ def _batches(jobs: Sequence[_Job], batch_tokens: int) -> Iterator[list[_Job]]:
 
 def _measure(session: Session, jobs: list[_Job], hook: str, edits: Sequence[_Edit]) -> list[_Run]:
     model = session.reader.model
-    rows, at = torch.arange(len(jobs)), torch.tensor([job.token for job in jobs])
-    with sites.recorded(model, [hook], lambda stream: stream[rows, at]) as found:
-        prefix, last = kv_cache.read(model, [job.ids for job in jobs])
-    stood = found[hook]
-    own = patching.scores(model, prefix, last, [job.option_ids for job in jobs])
+    texts = patching.read_texts(model, [job.ids for job in jobs], [job.option_ids for job in jobs], [hook])
+    stood = texts.recorded[hook][torch.arange(len(jobs)), torch.tensor([job.token for job in jobs])]
+    own = texts.own
 
     def read(streams: Sequence[Tensor]) -> list[ndarray]:
         cells = [
-            patching.Cell(row, job.ids, job.option_ids, np.array([job.token]), stream[row : row + 1])
+            patching.Cell(row, hook, np.array([job.token]), stream[row : row + 1])
             for stream in streams
             for row, job in enumerate(jobs)
         ]
-        return patching.patched(model, session.name, prefix, hook, cells, session.batch_tokens)
+        return patching.patched(model, session.name, texts, cells, session.batch_tokens)
 
     _check(session, jobs, hook, own, read([stood]))
     x, places = stood.double().cpu().numpy(), [job.index for job in jobs]
     scored: list[ndarray] = []
     norms: list[ndarray] = []
     # As many draws together as fill a pass; all of them at once would hold every draw's activations.
-    size = max(1, session.batch_tokens // (len(jobs) * prefix.visible.shape[1]))
+    size = max(1, session.batch_tokens // (len(jobs) * texts.prefix.visible.shape[1]))
     for start in range(0, len(edits), size):
         new = [edit(x, places) for edit in edits[start : start + size]]
         norms += [np.linalg.norm(changed - x, axis=1) for changed in new]

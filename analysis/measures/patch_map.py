@@ -1,9 +1,8 @@
 """The residual map: where, in layers and steps, the partner's answer can be carried over by the residual stream.
 
 The donor is the partner's run `(Q', c')`, at the same token positions. For each layer and set of positions the
-recipient's `resid_post` there is replaced by the donor's, and everything after it is computed anew: exact, one run a
-cell; what is before the first such position is as it was, and is read from the recipient's own key-value cache. After
-the last block a position is read by nothing else, so that layer is left out.
+recipient's `resid_post` there is replaced by the donor's, and everything after it is computed anew: exact, by
+`analysis.patching`. After the last block a position is read by nothing else, so that layer is left out.
 
 The effect is taken as in the routes, `⟨P_patched − P00, P11 − P00⟩` against `TE = ‖P11 − P00‖²`, and as the change of
 the logit difference `LP(y') − LP(y)`. Of an answer of several tokens, those after the first are read behind the
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +23,8 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from torch import Tensor
 
-from analysis import kv_cache, patching, sites, statistics
+from analysis import patching, sites, statistics
 from analysis.authored import Authored
 from analysis.cells import CHECK_TOLERANCE, HALF_TOLERANCE, MIN_OPTION_MASS, Excluded
 from analysis.errors import InputError
@@ -154,31 +152,24 @@ def _measure(
     session: Session, jobs: list[_Job], chosen: tuple[int, ...] | None
 ) -> tuple[list[dict[str, Any]], list[Excluded]]:
     """The rows of these prompts, and those whose options hold too little of the partner's answer."""
-    rows: list[dict[str, Any]] = []
     model = session.reader.model
     # After the last block a position is read by nothing but its own logits.
-    layers = chosen or range(len(sites.blocks(model)) - 1)
+    layers = chosen or tuple(range(len(sites.blocks(model)) - 1))
     names = [sites.hook_name(SITE, layer) for layer in layers]
-    with sites.recorded(model, names) as ours:
-        prefix, last = kv_cache.read(model, [job.ids for job in jobs])
-    with sites.recorded(model, names) as theirs:
-        donor_prefix, donor_last = kv_cache.read(model, [job.donor_ids for job in jobs])
     options = [job.options for job in jobs]
-    own = patching.scores(model, prefix, last, options)
-    donor = patching.scores(model, donor_prefix, donor_last, options)
-    held = [float(np.exp(logprobs).sum()) >= MIN_OPTION_MASS for logprobs in donor]
-    for layer, name in zip(layers, names, strict=True):
-        cells = [
-            _cell(row, job, job.options, theirs[name][row], where)
-            for row, job in enumerate(jobs)
-            for _, _, where in job.parts
-        ]
-        if layer == layers[len(layers) // 2]:
-            _check(session, jobs, prefix, name, (theirs[name], donor_last), (ours[name], last))
-        patched = iter(patching.patched(model, session.name, prefix, name, cells, session.batch_tokens))
+    ours = patching.read_texts(model, [job.ids for job in jobs], options, names)
+    theirs = patching.read_texts(model, [job.donor_ids for job in jobs], options, names)
+    _check(session, jobs, ours, theirs, names[len(names) // 2])
+    cells = [
+        _cell(row, name, theirs, where) for name in names for row, job in enumerate(jobs) for _, _, where in job.parts
+    ]
+    patched = iter(patching.patched(model, session.name, ours, cells, session.batch_tokens))
+    held = [float(np.exp(logprobs).sum()) >= MIN_OPTION_MASS for logprobs in theirs.own]
+    rows: list[dict[str, Any]] = []
+    for layer in layers:
         for row, job in enumerate(jobs):
             for part, step, where in job.parts:
-                effects = _effects(own[row], donor[row], next(patched))
+                effects = _effects(ours.own[row], theirs.own[row], next(patched))
                 if not held[row]:
                     continue
                 key = {
@@ -217,42 +208,34 @@ def _among(logprobs: Float[ndarray, " option"]) -> Float[ndarray, " option"]:
     return np.asarray(weights / weights.sum())
 
 
-def _cell(row: int, job: _Job, options: tuple[tuple[int, ...], ...], stream: Tensor, where: ndarray) -> patching.Cell:
-    """The run of a job in which a stream `[token, d_model]` replaces its own at the marked tokens."""
+def _cell(row: int, hook: str, of: patching.Texts, where: Bool[ndarray, " token"]) -> patching.Cell:
+    """The run of a text in which the stream that others had at the marked tokens replaces its own."""
     places = np.flatnonzero(where)
-    return patching.Cell(row, job.ids, options, places, stream[torch.from_numpy(places).to(stream.device)])
+    stream = of.recorded[hook][row]
+    return patching.Cell(row, hook, places, stream[torch.from_numpy(places).to(stream.device)])
 
 
-def _check(
-    session: Session,
-    jobs: list[_Job],
-    prefix: kv_cache.Prefix,
-    name: str,
-    donor: tuple[Tensor, Float[Tensor, "row vocab"]],
-    own: tuple[Tensor, Float[Tensor, "row vocab"]],
-) -> None:
+def _check(session: Session, jobs: Sequence[_Job], ours: patching.Texts, theirs: patching.Texts, hook: str) -> None:
     """Finds that the donor's stream everywhere gives the donor's next token, and the own stream the own.
 
     Later tokens of an answer are read behind the recipient's text in the layers below, and need not be the donor's.
     """
     model = session.reader.model
     tolerance = CHECK_TOLERANCE.get(model.dtype, HALF_TOLERANCE)
-    for (streams, expected), what in (
-        (donor, "the partner's stream everywhere gives another answer than the partner's own run"),
-        (own, "its own stream written back changes its answer"),
+    firsts = [tuple(dict.fromkeys(option[:1] for option in job.options)) for job in jobs]
+    read = replace(ours, options=tuple(firsts))
+    for texts, what in (
+        (theirs, "the partner's stream everywhere gives another answer than the partner's own run"),
+        (ours, "its own stream written back changes its answer"),
     ):
-        firsts = [tuple(dict.fromkeys(option[:1] for option in job.options)) for job in jobs]
-        cells = [
-            _cell(row, job, firsts[row], streams[row], np.ones(len(job.ids), dtype=bool))
-            for row, job in enumerate(jobs)
-        ]
-        patched = patching.patched(model, session.name, prefix, name, cells, session.batch_tokens)
+        cells = [_cell(row, hook, texts, np.ones(len(job.ids), dtype=bool)) for row, job in enumerate(jobs)]
+        patched = patching.patched(model, session.name, read, cells, session.batch_tokens)
         for row, (job, logprobs) in enumerate(zip(jobs, patched, strict=True)):
-            theirs = expected[row].softmax(-1)[[token for (token,) in firsts[row]]].cpu().numpy()
-            error = float(np.abs(np.exp(logprobs) - theirs).max())
+            expected = texts.last[row].softmax(-1)[[token for (token,) in firsts[row]]].cpu().numpy()
+            error = float(np.abs(np.exp(logprobs) - expected).max())
             if not error <= tolerance:
                 raise InputError(
-                    f"model {session.name}, prompt {job.prompt.id!r}, {name}: {what}, by {error:.2g} (allowed "
+                    f"model {session.name}, prompt {job.prompt.id!r}, {hook}: {what}, by {error:.2g} (allowed "
                     f"{tolerance:g}); no residual map can be reported for this architecture"
                 )
 
