@@ -1,0 +1,156 @@
+"""Aligned prompts: those whose partner's tokens stand at the same positions, and what is patched in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from analysis import patching
+from analysis.authored import Authored
+from analysis.cells import Excluded
+from analysis.measures.protocol import Settings
+from analysis.measures.session import Session
+from analysis.measures.text_tests import NO_STEPS
+from analysis.traces import Trace
+
+QUESTION, CHAIN, STEP, CONTROL = "question", "chain", "step", "control"
+ANOTHER_PROMPT = 3
+MIN_LOGIT_TOTAL = 1.0
+"""A smaller difference between the two runs' logit differences divides by noise; such a prompt has no logit form."""
+
+Places = Bool[ndarray, " token"]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A prompt whose partner's tokens stand at the same positions.
+
+    Attributes:
+        prompt: the prompt.
+        own, donor: its text and its partner's.
+        options: token ids of what is scored behind both, each with its stop.
+    """
+
+    prompt: Authored
+    own: Trace
+    donor: Trace
+    options: tuple[tuple[int, ...], ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The own text up to the answer."""
+        return self.own.ids[: self.own.marker[1]]
+
+    @property
+    def donor_ids(self) -> tuple[int, ...]:
+        """The partner's text up to the answer."""
+        return self.donor.ids[: self.donor.marker[1]]
+
+    def span(self, start: int, end: int) -> Places:
+        """The tokens of the text from `start` up to `end`."""
+        places = np.arange(len(self.ids))
+        return np.asarray((places >= start) & (places < end))
+
+    def parts(self) -> list[tuple[str, int, Places]]:
+        """Question, chain, and each step with its number from 1; the number is 0 elsewhere."""
+        return [
+            (QUESTION, 0, self.span(*self.own.question)),
+            (CHAIN, 0, self.span(*self.own.chain)),
+            *((STEP, number, self.span(*span)) for number, span in enumerate(self.own.steps, start=1)),
+        ]
+
+    def control(self, seed: int) -> tuple[str, int, Places]:
+        """As many random tokens of question and chain as a step has on average."""
+        end = self.own.chain[1]
+        size = max(1, round((end - self.own.chain[0]) / len(self.own.steps)))
+        rng = random.Random(f"{seed}:{self.prompt.id}:positions")
+        return CONTROL, 0, np.isin(np.arange(len(self.ids)), rng.sample(range(end), min(size, end)))
+
+
+def align(session: Session, prompts: Sequence[Authored], settings: Settings) -> tuple[list[Aligned], list[Excluded]]:
+    """The prompts that can be patched, at most `settings.patch_prompts`, and why the others cannot."""
+    excluded: list[Excluded] = []
+    found: list[Aligned] = []
+    for prompt, options in zip(prompts, session.options(prompts), strict=True):
+        job = options.reason if isinstance(options, Excluded) else _aligned(session, prompt, options)
+        if isinstance(job, str):
+            excluded.append(Excluded(prompt.id, job, prompt.author))
+        elif settings.patch_prompts is None or len(found) < settings.patch_prompts:
+            found.append(job)
+        else:
+            reason = f"beyond the first {settings.patch_prompts} prompts, which the map is made from"
+            excluded.append(Excluded(prompt.id, reason, prompt.author))
+    return found, excluded
+
+
+def _aligned(session: Session, prompt: Authored, options: Sequence[str]) -> Aligned | str:
+    if prompt.partner is None or not prompt.partner.has_chain:
+        return "no counterfactual partner"
+    if prompt.tier == ANOTHER_PROMPT:
+        return "its partner is merely another prompt"
+    if not prompt.steps or not prompt.partner.steps:
+        return NO_STEPS
+    if len(options) < 2:
+        return "fewer than two different answers to choose from"
+    encoder = session.reader.encoder
+    own, partner = (
+        encoder.encode_answers(case.question, case.steps or (), options, case.gaps)
+        for case in (prompt.case, prompt.partner)
+    )
+    first, donor = own[0], partner[0]
+    if (first.question, first.steps, first.marker) != (donor.question, donor.steps, donor.marker):
+        return "the partner's steps do not stand at the same token positions"
+    if any(trace.ids[: trace.answer[0]] != first.ids[: first.answer[0]] for trace in own):
+        return "the answer marker's tokens depend on the answer that follows"
+    return Aligned(prompt, first, donor, tuple(trace.ids[trace.answer[0] :] for trace in own))
+
+
+def batches(jobs: Sequence[Aligned], batch_tokens: int) -> Iterator[list[Aligned]]:
+    """Prompts of similar length together; what is batched depends on the inputs alone."""
+    batch: list[Aligned] = []
+    for job in sorted(jobs, key=lambda job: len(job.ids)):
+        if batch and 2 * (len(batch) + 1) * len(job.ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def cell(row: int, hook: str, of: patching.Texts, where: Places) -> patching.Cell:
+    """The run of a text in which what others had at a hook and the marked tokens replaces its own."""
+    places = np.flatnonzero(where)
+    stood = of.recorded[hook][row]
+    return patching.Cell(row, hook, places, stood[torch.from_numpy(places).to(stood.device)])
+
+
+def effects(own: ndarray, donor: ndarray, patched: ndarray) -> dict[str, float]:
+    """Both forms of a patch's effect, from log-probabilities of the options.
+
+    `effect = ⟨P_patched − P00, P11 − P00⟩` and `total = ‖P11 − P00‖²` in squared probability; `logit_effect` and
+    `logit_total`, of `LP(y') − LP(y)` in nats, NaN where the total is below `MIN_LOGIT_TOTAL`.
+    """
+    p_own, p_donor, p_patched = (among(logprobs) for logprobs in (own, donor, patched))
+    total = p_donor - p_own
+    here, there = int(own.argmax()), int(donor.argmax())
+    differences = [float(logprobs[there] - logprobs[here]) for logprobs in (own, donor, patched)]
+    logit_total = differences[1] - differences[0]
+    scored = here != there and logit_total >= MIN_LOGIT_TOTAL
+    return {
+        "effect": float((p_patched - p_own) @ total),
+        "total": float(total @ total),
+        "logit_effect": differences[2] - differences[0] if scored else np.nan,
+        "logit_total": logit_total if scored else np.nan,
+    }
+
+
+def among(logprobs: Float[ndarray, " option"]) -> Float[ndarray, " option"]:
+    """Probabilities over the options."""
+    weights = np.exp(logprobs - logprobs.max())
+    return np.asarray(weights / weights.sum())

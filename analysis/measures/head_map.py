@@ -1,0 +1,306 @@
+"""Heads: which attention heads carry the partner's answer, screened by gradients and confirmed by exact patches.
+
+A cell is a head of a layer and a part of the text: question, chain, each step, and the answer marker, where heads bring
+in what the answer is predicted from. There are too many cells to patch them all, so all are estimated from gradients
+(`analysis.attribution`), the highest ranked are patched exactly, and so is a random sample of the rest, which says how
+much the screen has missed.
+
+The effect is that of `LP(y') − LP(y)` at the first token in which the two answers differ, in nats, of prompts in which
+it changes by at least `MIN_LOGIT_TOTAL` between the two runs; a cell's share is its sum over prompts against the sum of
+those changes. It locates; the routes quantify.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis import kv_cache, patching, sites, statistics
+from analysis.attribution import STEPS, Network, attribute
+from analysis.authored import Authored
+from analysis.cells import Excluded
+from analysis.measures.aligned import MIN_LOGIT_TOTAL, Aligned, Places, align, batches
+from analysis.measures.protocol import Measure, Measured, Settings, Size
+from analysis.measures.session import Session
+from analysis.statistics import clopper_pearson
+
+SITE = "z"
+MARKER = "marker"
+COLUMNS = (
+    *("id", "author", "layer", "head", "part", "step", "n_positions"),
+    *("chosen", "plain", "integrated", "effect", "total"),
+)
+TOP, SAMPLE = "top", "sample"
+TOP_CELLS, SAMPLED_SHARE, MIN_SAMPLE = 24, 0.05, 24
+MISSED = 0.1
+"""A cell that was ranked low and has at least this share of the effect was missed."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An aligned prompt, both texts up to where the two answers part, and the two tokens that follow there."""
+
+    aligned: Aligned
+    ids: tuple[int, ...]
+    donor_ids: tuple[int, ...]
+    tokens: tuple[int, int]
+
+    def parts(self) -> list[tuple[str, int, Places]]:
+        start, end = self.aligned.own.marker
+        # What the answers have in common is read behind the marker, and is patched with it.
+        end = max(end, len(self.ids))
+        places = np.arange(len(self.ids))
+        inner = [(part, step, np.flatnonzero(where)) for part, step, where in self.aligned.parts()]
+        marked = [(MARKER, 0, np.arange(start, end))]
+        return [(part, step, np.isin(places, at)) for part, step, at in (*inner, *marked)]
+
+
+_Key = tuple[int, int, str, int]
+"""Layer, head, part and step."""
+
+
+def head_map(session: Session, prompts: Sequence[Authored], settings: Settings) -> Measured:
+    """A row for each prompt and cell.
+
+    Columns: `plain` and `integrated`, the estimates; `effect`, exact, where the cell was `chosen` (`top` or `sample`),
+    else NaN; `total`; all in nats. Cells are ranked by the larger of the two estimates, taken over all prompts, and
+    chosen for all of them alike.
+    """
+    jobs, excluded = align(session, prompts, settings)
+    kept: list[_Job] = []
+    for job, gap in zip(jobs, _totals(session, jobs), strict=True):
+        if isinstance(gap, _Job):
+            kept.append(gap)
+        else:
+            excluded.append(Excluded(job.prompt.id, gap, job.prompt.author))
+    by_aligned = {id(job.aligned): job for job in kept}
+    groups = [
+        [by_aligned[id(a)] for a in part] for part in batches([j.aligned for j in kept], session.batch_tokens // 4)
+    ]
+    stage = session.stage(f"{session.name}: heads, screened", len(kept))
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        rows += _screened(session, group)
+        stage(len(group))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    if table.empty:
+        return Measured(table, excluded)
+    chosen = choose(table, settings.seed)
+    stage = session.stage(f"{session.name}: heads, confirmed", len(kept))
+    exact: dict[tuple[str, _Key], float] = {}
+    for group in groups:
+        exact |= _confirmed(session, group, chosen)
+        stage(len(group))
+    keys = list(zip(table["layer"], table["head"], table["part"], table["step"], strict=True))
+    table["chosen"] = [chosen.get(key, "") for key in keys]
+    table["effect"] = [exact.get((name, key), np.nan) for name, key in zip(table["id"], keys, strict=True)]
+    return Measured(table, excluded)
+
+
+def _totals(session: Session, jobs: Sequence[Aligned]) -> list[_Job | str]:
+    """Each prompt's job, or why it has none."""
+    found: dict[int, _Job | str] = {}
+    model = session.reader.model
+    for batch in batches(jobs, session.batch_tokens):
+        own, donor = (
+            patching.read_texts(model, [getattr(job, which) for job in batch], [job.options for job in batch]).own
+            for which in ("ids", "donor_ids")
+        )
+        for job, ours, theirs in zip(batch, own, donor, strict=True):
+            y, other = int(ours.argmax()), int(theirs.argmax())
+            gap = float(theirs[other] - theirs[y] - ours[other] + ours[y])
+            if y == other or gap < MIN_LOGIT_TOTAL:
+                found[id(job)] = f"the partner's answer is not at least {MIN_LOGIT_TOTAL:g} nats nearer in its own run"
+                continue
+            here, there = job.options[y], job.options[other]
+            common = next(at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
+            tail = here[:common]
+            found[id(job)] = _Job(job, (*job.ids, *tail), (*job.donor_ids, *tail), (here[common], there[common]))
+    return [found[id(job)] for job in jobs]
+
+
+def _network(model: Any, ids: Tensor, real: Tensor, last: Tensor, tokens: Tensor, names: Sequence[str]) -> Network:
+    """The logit difference of the two tokens behind each text, from the first block's input."""
+    rows = torch.arange(len(ids), device=ids.device)
+
+    def network(stream: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str) -> sites.Edit:
+            # Put back where it was, so that what is kept is what the network goes on from.
+            return lambda value: kept.setdefault(name, value)
+
+        edits = {name: keep(name) for name in names}
+        edits[sites.hook_name("resid_pre", 0)] = lambda _: stream
+        with sites.written(model, edits), kv_cache.logits_only_at(model, last):
+            logits = model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, 0].float()
+        return logits[rows, tokens[:, 1]] - logits[rows, tokens[:, 0]], kept
+
+    return network
+
+
+def _screened(session: Session, jobs: Sequence[_Job]) -> list[dict[str, Any]]:
+    model = session.reader.model
+    ids, real = kv_cache.pad_right([job.ids for job in jobs], model.device)
+    donor_ids, _ = kv_cache.pad_right([job.donor_ids for job in jobs], model.device)
+    last = real.sum(1) - 1
+    tokens = torch.tensor([job.tokens for job in jobs], device=model.device)
+    names = sites.hook_names(model, [SITE])
+    first = sites.hook_name("resid_pre", 0)
+    streams = []
+    for text in (ids, donor_ids):
+        with torch.no_grad(), sites.recorded(model, [first]) as found:
+            model.base_model(input_ids=text, attention_mask=real.long(), use_cache=False)
+        streams.append(found[first])
+    network = _network(model, ids, real, last, tokens, names)
+    with torch.no_grad():
+        totals = (network(streams[1])[0] - network(streams[0])[0]).tolist()
+    estimated = attribute(network, streams[0], streams[1])
+    rows = []
+    for layer, name in enumerate(names):
+        # [row, token, head]
+        by = {which: getattr(estimated, which)[name].float().sum(-1).cpu().numpy() for which in ("plain", "integrated")}
+        for row, job in enumerate(jobs):
+            for part, step, where in job.parts():
+                # After the last block only the last token is read.
+                if layer == len(names) - 1 and part != MARKER:
+                    continue
+                sums = {which: values[row, : len(where)][where].sum(0) for which, values in by.items()}
+                for head in range(len(sums["plain"])):
+                    rows.append(
+                        {
+                            "id": job.aligned.prompt.id,
+                            "author": job.aligned.prompt.author,
+                            "layer": layer,
+                            "head": head,
+                            "part": part,
+                            "step": step,
+                            "n_positions": int(where.sum()),
+                            "chosen": "",
+                            **{which: float(values[head]) for which, values in sums.items()},
+                            "effect": np.nan,
+                            "total": totals[row],
+                        }
+                    )
+    return rows
+
+
+def choose(table: pd.DataFrame, seed: int) -> dict[_Key, str]:
+    """Which cells are patched exactly: the `TOP_CELLS` highest ranked, and of the rest a random `SAMPLED_SHARE`, at
+    least `MIN_SAMPLE`.
+
+    A cell's rank is the larger of its two estimates' sizes, each summed over prompts.
+    """
+    sums = table.groupby(["layer", "head", "part", "step"], sort=False)[["plain", "integrated"]].sum()
+    scores = sums.abs().max(axis=1).sort_values(ascending=False, kind="stable")
+    keys = [(int(layer), int(head), str(part), int(step)) for layer, head, part, step in scores.index]
+    top, rest = keys[:TOP_CELLS], keys[TOP_CELLS:]
+    size = min(len(rest), max(MIN_SAMPLE, math.ceil(SAMPLED_SHARE * len(rest))))
+    sample = random.Random(f"{seed}:heads").sample(sorted(rest), size)
+    return dict.fromkeys(top, TOP) | dict.fromkeys(sample, SAMPLE)
+
+
+def _confirmed(session: Session, jobs: Sequence[_Job], chosen: dict[_Key, str]) -> dict[tuple[str, _Key], float]:
+    """The exact effect of each chosen cell, by prompt."""
+    model = session.reader.model
+    hooks = sorted({sites.hook_name(SITE, layer) for layer, *_ in chosen})
+    options = [[(token,) for token in job.tokens] for job in jobs]
+    ours = patching.read_texts(model, [job.ids for job in jobs], options, hooks)
+    theirs = patching.read_texts(model, [job.donor_ids for job in jobs], options, hooks)
+    asked: list[tuple[int, _Key]] = []
+    cells: list[patching.Cell] = []
+    for row, job in enumerate(jobs):
+        places_of = {(part, step): np.flatnonzero(where) for part, step, where in job.parts()}
+        for layer, head, part, step in chosen:
+            places = places_of.get((part, step))
+            if places is None or not len(places):
+                continue
+            hook = sites.hook_name(SITE, layer)
+            at = torch.from_numpy(places).to(model.device)
+            values = ours.recorded[hook][row, at].clone()
+            values[:, head] = theirs.recorded[hook][row, at, head]
+            asked.append((row, (layer, head, part, step)))
+            cells.append(patching.Cell(row, hook, places, values))
+    found = patching.patched(model, session.name, ours, cells, session.batch_tokens)
+    return {
+        (jobs[row].aligned.prompt.id, key): float(scores[1] - scores[0] - ours.own[row][1] + ours.own[row][0])
+        for (row, key), scores in zip(asked, found, strict=True)
+    }
+
+
+def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+    """The confirmed cells' shares, with intervals, and what the screen is worth.
+
+    `screen` holds the number of cells, of those `confirmed` at the top and `sampled` of the rest; `missed`, how many of
+    the sample have a share of at least `MISSED`; `bound`, the share of all low-ranked cells that may (the upper end of
+    the one-sided 95% Clopper-Pearson interval: `1 − .05^(1/n)` where none has); of the sample the `largest` share; and
+    over all confirmed cells the largest error and the rank correlation of both estimates.
+    """
+    keys = ["layer", "head", "part", "step"]
+    exact = table[table["chosen"] != ""].dropna(subset=["effect"])
+    cells = []
+    key: Any
+    for key, rows in exact.groupby(keys, sort=False):
+        layer, head, part, step = key
+        total = float(rows["total"].sum())
+        share = statistics.ratio(rows["effect"].to_numpy(dtype=float), rows["total"].to_numpy(dtype=float))
+        cells.append(
+            {
+                "layer": int(layer),
+                "head": int(head),
+                "part": part,
+                "step": int(step),
+                "chosen": str(rows["chosen"].iloc[0]),
+                "share": share.to_dict(),
+                **{which: float(rows[which].sum()) / total for which in ("plain", "integrated")},
+            }
+        )
+    cells.sort(key=lambda cell: -abs(cell["share"]["estimate"]))
+    sampled = [cell for cell in cells if cell["chosen"] == SAMPLE]
+    missed = sum(abs(cell["share"]["estimate"]) >= MISSED for cell in sampled)
+    shares = pd.Series([cell["share"]["estimate"] for cell in cells], dtype=float)
+    estimates = {which: pd.Series([cell[which] for cell in cells], dtype=float) for which in ("plain", "integrated")}
+    return {
+        "cells": cells,
+        "prompts": int(table["id"].nunique()),
+        "screen": {
+            "cells": int(table.groupby(keys).ngroups),
+            "confirmed": len(cells) - len(sampled),
+            "sampled": len(sampled),
+            "missed": missed,
+            "bound": clopper_pearson(missed, len(sampled), level=0.9).high if sampled else 0.0,
+            "largest": max((abs(cell["share"]["estimate"]) for cell in sampled), default=0.0),
+            "error": {which: float((found - shares).abs().max()) for which, found in estimates.items()},
+            "correlation": {which: _plain(found.corr(shares, method="spearman")) for which, found in estimates.items()},
+        },
+    }
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def tokens_read(size: Size) -> float:
+    """About how many tokens one prompt takes: the runs, the gradients (a backward pass is two forward ones), and the
+    confirmed cells from where they start."""
+    return (6 + 3 * (STEPS + 1)) * size.text + (TOP_CELLS + MIN_SAMPLE) * size.text / 4
+
+
+MEASURE = Measure(
+    name="head_map",
+    title="Which attention heads carry the answer?",
+    run=head_map,
+    authors="headline",
+    needs_partner=True,
+    summarise=summarise,
+    descriptive=True,
+    tokens=tokens_read,
+)
