@@ -36,6 +36,7 @@ check: env  ## lint, format, types, import order
 
 bench: env  ## speed against a named alternative, results checked equal
 	$(BIN)/python -m benchmarks.spliced_cells
+	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.probes
 	$(BIN)/python -m benchmarks.sae

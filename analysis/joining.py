@@ -228,12 +228,14 @@ def _cut(model: Any, scored: Int[Tensor, " row"]) -> Iterator[None]:
     """
     rows = torch.arange(len(scored), device=scored.device)
 
-    def hook(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][rows, scored][:, None], *args[1:])
+    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (args[0][rows, scored][:, None], *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"][rows, scored][:, None]}
 
     with ExitStack() as stack:
         for module in sites.after_attention(model, len(sites.blocks(model)) - 1):
-            stack.callback(module.register_forward_pre_hook(hook).remove)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 

@@ -367,7 +367,9 @@ def _check(
             _similar(latents),
             prompts,
             Settings(
-                verifier=load_verifier(study["verifier"]), seed=settings.seed, patch_prompts=study["patch_prompts"]
+                verifier=load_verifier(study["verifier"]),
+                seed=settings.seed,
+                patch_prompts=study["patch_prompts"] or None,
             ),
             draws=settings.draws,
             batch_tokens=settings.batch_tokens,

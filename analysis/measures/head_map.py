@@ -302,5 +302,6 @@ MEASURE = Measure(
     needs_partner=True,
     summarise=summarise,
     descriptive=True,
+    capped=True,
     tokens=tokens_read,
 )

@@ -267,5 +267,6 @@ MEASURE = Measure(
         ),
     ),
     summarise=summarise,
+    capped=True,
     tokens=tokens_read,
 )

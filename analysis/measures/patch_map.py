@@ -183,5 +183,6 @@ MEASURE = Measure(
     ),
     summarise=summarise,
     descriptive=True,
+    capped=True,
     tokens=tokens_read,
 )

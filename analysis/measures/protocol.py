@@ -28,7 +28,7 @@ class Settings:
         headline: the author whose chains all models read: `gold` or `base`.
         verifier: checks the claims of steps, for the knowledge index.
         continue_mistakes: also let the reader write on from a step with a mistake.
-        patch_prompts: how many prompts the residual map takes; None for all.
+        patch_prompts: how many prompts measures take that patch activations (`Measure.capped`); None for all.
         patch_layers: which layers it takes, counted from 0; None for all but the last.
         max_chain_tokens: where a chain that a model writes is cut.
         twin: activations of the base's architecture with random weights on the same texts; None if there are none.
@@ -139,6 +139,7 @@ class Measure:
             mean over prompts can say.
         compare: further results, of a variant against the base, from the rows of each (base's first).
         descriptive: it locates or describes, and is no evidence for or against by itself.
+        capped: it reads at most `Settings.patch_prompts` prompts.
         tokens: about how many tokens a model reads for one prompt and author, the answers' own left out.
     """
 
@@ -152,4 +153,5 @@ class Measure:
     summarise: Callable[[pd.DataFrame, int], dict[str, Any]] | None = None
     compare: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Any]] | None = None
     descriptive: bool = False
+    capped: bool = False
     tokens: Callable[[Size], float] = lambda size: size.text
