@@ -28,15 +28,12 @@ class Prefix:
         keys, values: one tensor a layer, `[row, key_value_head, slot, d_head]`.
         visible: which slots hold a token of the row and may be attended to, `[row, slot]`.
         length: number of visible tokens a row, `[row]`; the next token's position.
-        hidden: tokens that keep their positions but are attended to by nothing that is read from here on, `[row,
-            slot]`; None if there are none.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     visible: Bool[Tensor, "row slot"]
     length: Int[Tensor, " row"]
-    hidden: Bool[Tensor, "row slot"] | None = None
 
     def __len__(self) -> int:
         return len(self.length)
@@ -48,15 +45,7 @@ class Prefix:
             tuple(layer[index] for layer in self.values),
             self.visible[index],
             self.length[index],
-            None if self.hidden is None else self.hidden[index],
         )
-
-    def hiding(self, where: Bool[Tensor, "row slot"]) -> Prefix:
-        """The same texts, where what is read from here on cannot attend to the marked slots (or those hidden before).
-
-        What earlier tokens have read there they keep. Slots of later tokens count from the first, as in `visible`.
-        """
-        return replace(self, hidden=where if self.hidden is None else self.hidden | where)
 
     def until(self, end: Int[Tensor, " row"]) -> Prefix:
         """The same texts cut before token `end` of each row (causal: what came after has left no trace)."""
@@ -114,26 +103,21 @@ def _forward(
         tuple(layer.values for layer in cache.layers),
         visible,
         start + last + 1,
-        None if prefix is None else _grown(prefix.hidden, visible),
     )
     return new, logits[:, 0].float()
 
 
-def _grown(hidden: Tensor | None, visible: Bool[Tensor, "row slot"]) -> Tensor | None:
-    """What is hidden, once there are more slots: the new ones are not."""
-    return None if hidden is None else torch.nn.functional.pad(hidden, (0, visible.shape[1] - hidden.shape[1]))
-
-
 @contextmanager
-def logits_only_at(model: Any, position: Int[Tensor, " row"]) -> Iterator[None]:
-    """Within, the model gives logits `[row, 1, vocab]` at one position a row.
+def logits_only_at(model: Any, position: Int[Tensor, " row *kept"]) -> Iterator[None]:
+    """Within, the model gives logits `[row, kept, vocab]` at one position a row, or at several.
 
     Over a large vocabulary the logits of all positions would outweigh everything else, and the library's own
     `logits_to_keep` keeps the same positions of every row.
     """
-    rows = torch.arange(len(position), device=position.device)
+    rows = torch.arange(len(position), device=position.device)[:, None]
+    kept = position.reshape(len(position), -1)
     hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, inputs: (inputs[0][rows, position][:, None], *inputs[1:])
+        lambda _, inputs: (inputs[0][rows, kept], *inputs[1:])
     )
     try:
         yield
@@ -159,7 +143,7 @@ def branch_logprobs(
             branch[row, at : at + len(tail) - 1] = number
             place[row, at : at + len(tail) - 1] = torch.arange(len(tail) - 1)
             at += len(tail) - 1
-    _, logits, _, _ = _run(model, prefix, ids, real, _Branches(branch, place))
+    _, logits, _, _ = _run(model, prefix, ids, real, Tree(branch, place))
     logprobs = logits.float().log_softmax(-1)
     scored = []
     for row, tails in enumerate(branches):
@@ -173,11 +157,30 @@ def branch_logprobs(
 
 
 @dataclass(frozen=True)
-class _Branches:
-    """New tokens that are several continuations of one text: which one each belongs to (-1: padding), and its place."""
+class Tree:
+    """New tokens that are several continuations of one text, of which each sees what it would see alone.
+
+    Attributes:
+        branch: which continuation each token belongs to (-1: padding).
+        place: its position, counted from the prefix's end; before that it is negative.
+        parent: the branch that it sees besides its own, and that stands before it; None if there are none.
+        hidden: slots of the prefix that it cannot attend to; None for none.
+    """
 
     branch: Int[Tensor, "row new"]
     place: Int[Tensor, "row new"]
+    parent: Int[Tensor, "row new"] | None = None
+    hidden: Bool[Tensor, "row new slot"] | None = None
+
+
+@torch.inference_mode()
+def tree_logits(
+    model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], tree: Tree, kept: Int[Tensor, "row kept"]
+) -> Float[Tensor, "row kept vocab"]:
+    """The logits after the kept ones of each row's new tokens, all of which are read in one forward pass."""
+    ids, real = pad_right(rows, model.device)
+    with logits_only_at(model, kept):
+        return _run(model, prefix, ids, real, tree)[1].float()
 
 
 def attention_window(model: Any) -> int | None:
@@ -202,8 +205,7 @@ def _mask(
     model: Any,
     visible: Bool[Tensor, "row slot"],
     position: Int[Tensor, "row new"],
-    apart: _Branches | None,
-    hidden: Bool[Tensor, "row slot"] | None,
+    apart: Tree | None,
 ) -> Any:
     """What the model takes as its attention mask, so that the new slots, the last ones, see what their rows hold.
 
@@ -211,15 +213,20 @@ def _mask(
     are then made here, from positions; so are those of branches.
     """
     window, n_new = attention_window(model), position.shape[1]
-    if apart is None and hidden is None and (window is None or visible.shape[1] <= max(window, n_new)):
+    if apart is None and (window is None or visible.shape[1] <= max(window, n_new)):
         return visible.long()
     old = visible[:, :-n_new]
-    seen_before = old if hidden is None else old & ~hidden
+    seen_before = old[:, None].expand(-1, n_new, -1)
     slots = torch.arange(n_new, device=visible.device)
     among = visible[:, None, -n_new:] & (slots <= slots[:, None])
     if apart is not None:
-        among = among & (apart.branch[:, :, None] == apart.branch[:, None])
-    seen = torch.cat([seen_before[:, None].expand(-1, n_new, -1), among], dim=2)
+        related = apart.branch[:, :, None] == apart.branch[:, None]
+        if apart.parent is not None:
+            related = related | (apart.parent[:, :, None] == apart.branch[:, None])
+        among = among & related
+        if apart.hidden is not None:
+            seen_before = seen_before & ~apart.hidden
+    seen = torch.cat([seen_before, among], dim=2)
     everywhere = torch.cat([old.long().cumsum(1) - 1, position], dim=1)
     near = everywhere[:, None] > position[:, :, None] - (window or visible.shape[1] + 1)
     full, sliding = (
@@ -244,7 +251,7 @@ def _filled_layer(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 
 def _run(
-    model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor, apart: _Branches | None = None
+    model: Any, prefix: Prefix | None, ids: Tensor, real: Tensor, apart: Tree | None = None
 ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
     if prefix is None:
         nothing = torch.zeros(len(ids), 0, dtype=torch.bool, device=ids.device)
@@ -259,7 +266,7 @@ def continued(
     before: Prefix,
     ids: Int[Tensor, "row new"],
     real: Bool[Tensor, "row new"],
-    apart: _Branches | None = None,
+    apart: Tree | None = None,
 ) -> tuple[DynamicCache, Tensor, Bool[Tensor, "row slot"], Int[Tensor, " row"]]:
     """One forward pass over new tokens behind cached ones: the cache, the logits, the slots then visible, and where
     each row's new tokens start.
@@ -267,7 +274,7 @@ def continued(
     Args:
         model: Hugging Face causal language model.
         layers: the cache, a layer each; none when nothing was read before.
-        before: says which slots of it are visible or hidden, and how long each row is; its keys are not looked at.
+        before: says which slots of it are visible, and how long each row is; its keys are not looked at.
         ids, real: the new tokens, right-padded, and which of them are no padding.
         apart: for branches.
     """
@@ -280,7 +287,7 @@ def continued(
     position = before.length[:, None] + place
     logits = model(
         input_ids=ids,
-        attention_mask=_mask(model, visible, position, apart, before.hidden),
+        attention_mask=_mask(model, visible, position, apart),
         position_ids=position,
         past_key_values=cache,
         use_cache=True,
