@@ -25,6 +25,7 @@ from analysis.measures.text_tests import (
 from analysis.prompts import Case
 
 KEPT, CUT, CONTINUED = "mistake", "mistake_cut", "mistake_continued"
+NO_RULE = "no rule makes a mistake in any of its steps"
 
 
 def mistakes(session: Session, prompts: Sequence[Authored], settings: Settings) -> Measured:
@@ -40,7 +41,7 @@ def mistakes(session: Session, prompts: Sequence[Authored], settings: Settings) 
         if not prompt.steps:
             return NO_STEPS
         found = []
-        for step, (rule, case) in _wrong(session, prompt, settings.seed).items():
+        for step, (rule, case) in with_mistakes(session, prompt, settings.seed).items():
             keys = {"step": step, "rule": rule}
             found.append(Change({"condition": KEPT, **keys}, case))
             # After the last step nothing is left to cut, or to write.
@@ -48,13 +49,16 @@ def mistakes(session: Session, prompts: Sequence[Authored], settings: Settings) 
                 found.append(Change({"condition": CUT, **keys}, case.first(step)))
                 if (written := continued.get(case.first(step))) is not None:
                     found.append(Change({"condition": CONTINUED, **keys}, written))
-        return found or "no rule makes a mistake in any of its steps"
+        return found or NO_RULE
 
     return text_test(session, prompts, "mistakes", changes, ("step", "rule"))
 
 
-def _wrong(session: Session, prompt: Authored, seed: int) -> dict[int, tuple[str, Case]]:
-    """Step → rule and the chain with a mistake in it; the same chain gets the same mistakes, whoever wrote it."""
+def with_mistakes(session: Session, prompt: Authored, seed: int) -> dict[int, tuple[str, Case]]:
+    """Step (from 1) → rule and the chain with a mistake in it, in order; none for a step to which no rule applies.
+
+    The same chain gets the same mistakes, whoever wrote it.
+    """
     context = "\n".join((prompt.case.question, *prompt.steps))
     found: dict[int, tuple[str, Case]] = {}
     for index, step in enumerate(prompt.steps):
@@ -72,7 +76,7 @@ def _continued(session: Session, prompts: Sequence[Authored], settings: Settings
         dict.fromkeys(
             case.first(step)
             for prompt in prompts
-            for step, (_, case) in _wrong(session, prompt, settings.seed).items()
+            for step, (_, case) in with_mistakes(session, prompt, settings.seed).items()
             if step < len(prompt.steps)
         )
     )
