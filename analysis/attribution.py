@@ -70,7 +70,9 @@ def _gradients(network: Network, x: Tensor) -> tuple[dict[str, Tensor], dict[str
         metric, activations = network(x.detach().requires_grad_())
         names = list(activations)
         found = torch.autograd.grad(metric.sum(), [activations[name] for name in names])
+    # Sums of products in half precision would lose what they are made of.
+    wide = [torch.promote_types(activations[name].dtype, torch.float32) for name in names]
     return (
-        {name: activations[name].detach() for name in names},
-        dict(zip(names, (gradient.detach() for gradient in found), strict=True)),
+        {name: activations[name].detach().to(dtype) for name, dtype in zip(names, wide, strict=True)},
+        {name: gradient.to(dtype) for name, gradient, dtype in zip(names, found, wide, strict=True)},
     )

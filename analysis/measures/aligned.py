@@ -24,7 +24,14 @@ ANOTHER_PROMPT = 3
 MIN_LOGIT_TOTAL = 1.0
 """A smaller difference between the two runs' logit differences divides by noise; such a prompt has no logit form."""
 
+ONE_BLOCK = "the model has a single block, behind which nothing reads what is written"
+
 Places = Bool[ndarray, " token"]
+
+
+def spread(n: int, most: int) -> tuple[int, ...]:
+    """At most so many of the layers 0 to n − 1, evenly spread, both ends among them."""
+    return tuple(sorted(set(np.linspace(0, n - 1, min(most, n)).round().astype(int).tolist())))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from analysis import kv_cache, patching, sites, statistics
 from analysis.attribution import STEPS, Network, attribute
 from analysis.authored import Authored
-from analysis.cells import Excluded
+from analysis.cells import MIN_OPTION_MASS, Excluded
+from analysis.errors import InputError
 from analysis.measures.aligned import MIN_LOGIT_TOTAL, Aligned, Places, align, batches
 from analysis.measures.protocol import Measure, Measured, Settings, Size
 from analysis.measures.session import Session
@@ -54,13 +56,11 @@ class _Job:
     tokens: tuple[int, int]
 
     def parts(self) -> list[tuple[str, int, Places]]:
-        start, end = self.aligned.own.marker
-        # What the answers have in common is read behind the marker, and is patched with it.
-        end = max(end, len(self.ids))
+        """Those of the aligned prompt, and the marker; each with its tokens in this longer text."""
         places = np.arange(len(self.ids))
-        inner = [(part, step, np.flatnonzero(where)) for part, step, where in self.aligned.parts()]
-        marked = [(MARKER, 0, np.arange(start, end))]
-        return [(part, step, np.isin(places, at)) for part, step, at in (*inner, *marked)]
+        inner = [(part, step, np.isin(places, np.flatnonzero(at))) for part, step, at in self.aligned.parts()]
+        # What the answers have in common is read behind the marker, and is patched with it.
+        return [*inner, (MARKER, 0, places >= self.aligned.own.marker[0])]
 
 
 _Key = tuple[int, int, str, int]
@@ -72,15 +72,18 @@ def head_map(session: Session, prompts: Sequence[Authored], settings: Settings) 
 
     Columns: `plain` and `integrated`, the estimates; `effect`, exact, where the cell was `chosen` (`top` or `sample`),
     else NaN; `total`; all in nats. Cells are ranked by the larger of the two estimates, taken over all prompts, and
-    chosen for all of them alike.
+    chosen for all of them alike. In the last block nothing but the marker is read, so it alone has cells there.
+
+    Raises:
+        InputError: if a hook does not fire once in a pass, or the architecture has no heads at a place known here.
     """
     jobs, excluded = align(session, prompts, settings)
     kept: list[_Job] = []
-    for job, gap in zip(jobs, _totals(session, jobs), strict=True):
-        if isinstance(gap, _Job):
-            kept.append(gap)
+    for job, found in zip(jobs, _jobs(session, jobs), strict=True):
+        if isinstance(found, _Job):
+            kept.append(found)
         else:
-            excluded.append(Excluded(job.prompt.id, gap, job.prompt.author))
+            excluded.append(Excluded(job.prompt.id, found, job.prompt.author))
     by_aligned = {id(job.aligned): job for job in kept}
     groups = [
         [by_aligned[id(a)] for a in part] for part in batches([j.aligned for j in kept], session.batch_tokens // 4)
@@ -95,53 +98,81 @@ def head_map(session: Session, prompts: Sequence[Authored], settings: Settings) 
         return Measured(table, excluded)
     chosen = choose(table, settings.seed)
     stage = session.stage(f"{session.name}: heads, confirmed", len(kept))
-    exact: dict[tuple[str, _Key], float] = {}
+    exact: dict[tuple[str, str, _Key], float] = {}
     for group in groups:
         exact |= _confirmed(session, group, chosen)
         stage(len(group))
     keys = list(zip(table["layer"], table["head"], table["part"], table["step"], strict=True))
     table["chosen"] = [chosen.get(key, "") for key in keys]
-    table["effect"] = [exact.get((name, key), np.nan) for name, key in zip(table["id"], keys, strict=True)]
+    table["effect"] = [exact.get(key, np.nan) for key in zip(table["id"], table["author"], keys, strict=True)]
     return Measured(table, excluded)
 
 
-def _totals(session: Session, jobs: Sequence[Aligned]) -> list[_Job | str]:
+def _jobs(session: Session, jobs: Sequence[Aligned]) -> list[_Job | str]:
     """Each prompt's job, or why it has none."""
     found: dict[int, _Job | str] = {}
-    model = session.reader.model
     for batch in batches(jobs, session.batch_tokens):
-        own, donor = (
-            patching.read_texts(model, [getattr(job, which) for job in batch], [job.options for job in batch]).own
-            for which in ("ids", "donor_ids")
-        )
+        options = [job.options for job in batch]
+        own = _answers(session, [job.ids for job in batch], options)
+        donor = _answers(session, [job.donor_ids for job in batch], options)
+        parted: list[_Job] = []
         for job, ours, theirs in zip(batch, own, donor, strict=True):
             y, other = int(ours.argmax()), int(theirs.argmax())
-            gap = float(theirs[other] - theirs[y] - ours[other] + ours[y])
-            if y == other or gap < MIN_LOGIT_TOTAL:
-                found[id(job)] = f"the partner's answer is not at least {MIN_LOGIT_TOTAL:g} nats nearer in its own run"
-                continue
-            here, there = job.options[y], job.options[other]
-            common = next(at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
-            tail = here[:common]
-            found[id(job)] = _Job(job, (*job.ids, *tail), (*job.donor_ids, *tail), (here[common], there[common]))
+            if float(np.exp(theirs).sum()) < MIN_OPTION_MASS:
+                found[id(job)] = f"the options hold less than {MIN_OPTION_MASS} of the partner's answer"
+            elif y == other:
+                found[id(job)] = "the partner's run gives the same answer"
+            else:
+                here, there = job.options[y], job.options[other]
+                common = next(at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
+                tail, tokens = here[:common], (here[common], there[common])
+                parted.append(_Job(job, (*job.ids, *tail), (*job.donor_ids, *tail), tokens))
+        if not parted:
+            continue
+        # The denominator is the change at this one token: that of whole answers may be large where this is not.
+        pairs = [[(token,) for token in made.tokens] for made in parted]
+        own = _answers(session, [made.ids for made in parted], pairs)
+        donor = _answers(session, [made.donor_ids for made in parted], pairs)
+        for made, ours, theirs in zip(parted, own, donor, strict=True):
+            enough = theirs[1] - theirs[0] - ours[1] + ours[0] >= MIN_LOGIT_TOTAL
+            reason = f"the partner's answer is not at least {MIN_LOGIT_TOTAL:g} nats nearer in its own run"
+            found[id(made.aligned)] = made if enough else reason
     return [found[id(job)] for job in jobs]
 
 
-def _network(model: Any, ids: Tensor, real: Tensor, last: Tensor, tokens: Tensor, names: Sequence[str]) -> Network:
+def _answers(
+    session: Session, texts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
+) -> list[Float[np.ndarray, " option"]]:
+    return patching.read_texts(session.reader.model, texts, options).own
+
+
+def _network(
+    model: Any, name: str, ids: Tensor, real: Tensor, last: Tensor, tokens: Tensor, names: Sequence[str]
+) -> Network:
     """The logit difference of the two tokens behind each text, from the first block's input."""
     rows = torch.arange(len(ids), device=ids.device)
 
     def network(stream: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         kept: dict[str, Tensor] = {}
 
-        def keep(name: str) -> sites.Edit:
+        def keep(hook: str) -> sites.Edit:
             # Put back where it was, so that what is kept is what the network goes on from.
-            return lambda value: kept.setdefault(name, value)
+            def put_back(value: Tensor) -> Tensor:
+                kept[hook] = value
+                return value
 
-        edits = {name: keep(name) for name in names}
+            return put_back
+
+        edits = {hook: keep(hook) for hook in names}
         edits[sites.hook_name("resid_pre", 0)] = lambda _: stream
-        with sites.written(model, edits), kv_cache.logits_only_at(model, last):
+        with sites.written(model, edits) as fired, kv_cache.logits_only_at(model, last):
             logits = model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, 0].float()
+        for hook, times in fired.items():
+            if times != 1:
+                raise InputError(
+                    f"model {name}: hook {hook!r} fired {times} times in one pass, expected once; no heads can be "
+                    "reported"
+                )
         return logits[rows, tokens[:, 1]] - logits[rows, tokens[:, 0]], kept
 
     return network
@@ -160,7 +191,7 @@ def _screened(session: Session, jobs: Sequence[_Job]) -> list[dict[str, Any]]:
         with torch.no_grad(), sites.recorded(model, [first]) as found:
             model.base_model(input_ids=text, attention_mask=real.long(), use_cache=False)
         streams.append(found[first])
-    network = _network(model, ids, real, last, tokens, names)
+    network = _network(model, session.name, ids, real, last, tokens, names)
     with torch.no_grad():
         totals = (network(streams[1])[0] - network(streams[0])[0]).tolist()
     estimated = attribute(network, streams[0], streams[1])
@@ -199,7 +230,8 @@ def choose(table: pd.DataFrame, seed: int) -> dict[_Key, str]:
 
     A cell's rank is the larger of its two estimates' sizes, each summed over prompts.
     """
-    sums = table.groupby(["layer", "head", "part", "step"], sort=False)[["plain", "integrated"]].sum()
+    # Sorted, so that ties do not hang on the order of the prompts.
+    sums = table.groupby(["layer", "head", "part", "step"])[["plain", "integrated"]].sum()
     scores = sums.abs().max(axis=1).sort_values(ascending=False, kind="stable")
     keys = [(int(layer), int(head), str(part), int(step)) for layer, head, part, step in scores.index]
     top, rest = keys[:TOP_CELLS], keys[TOP_CELLS:]
@@ -208,8 +240,8 @@ def choose(table: pd.DataFrame, seed: int) -> dict[_Key, str]:
     return dict.fromkeys(top, TOP) | dict.fromkeys(sample, SAMPLE)
 
 
-def _confirmed(session: Session, jobs: Sequence[_Job], chosen: dict[_Key, str]) -> dict[tuple[str, _Key], float]:
-    """The exact effect of each chosen cell, by prompt."""
+def _confirmed(session: Session, jobs: Sequence[_Job], chosen: dict[_Key, str]) -> dict[tuple[str, str, _Key], float]:
+    """The exact effect of each chosen cell, by prompt and author."""
     model = session.reader.model
     hooks = sorted({sites.hook_name(SITE, layer) for layer, *_ in chosen})
     options = [[(token,) for token in job.tokens] for job in jobs]
@@ -231,7 +263,9 @@ def _confirmed(session: Session, jobs: Sequence[_Job], chosen: dict[_Key, str]) 
             cells.append(patching.Cell(row, hook, places, values))
     found = patching.patched(model, session.name, ours, cells, session.batch_tokens)
     return {
-        (jobs[row].aligned.prompt.id, key): float(scores[1] - scores[0] - ours.own[row][1] + ours.own[row][0])
+        (jobs[row].aligned.prompt.id, jobs[row].aligned.prompt.author, key): float(
+            scores[1] - scores[0] - ours.own[row][1] + ours.own[row][0]
+        )
         for (row, key), scores in zip(asked, found, strict=True)
     }
 
@@ -290,8 +324,10 @@ def _plain(value: float) -> float | None:
 
 def tokens_read(size: Size) -> float:
     """About how many tokens one prompt takes: the runs, the gradients (a backward pass is two forward ones), and the
-    confirmed cells from where they start."""
-    return (6 + 3 * (STEPS + 1)) * size.text + (TOP_CELLS + MIN_SAMPLE) * size.text / 4
+    confirmed cells from where they start; a model has about as many heads as layers."""
+    cells = size.layers**2 * (3 + size.steps)
+    confirmed = min(cells, TOP_CELLS + max(MIN_SAMPLE, SAMPLED_SHARE * cells))
+    return (10 + 3 * (STEPS + 1)) * size.text + confirmed * size.text / 4
 
 
 MEASURE = Measure(

@@ -29,7 +29,19 @@ from torch import Tensor
 from analysis import kv_cache, patching, sites, statistics
 from analysis.authored import Authored
 from analysis.cells import MIN_OPTION_MASS, Excluded
-from analysis.measures.aligned import CHAIN, QUESTION, STEP, Aligned, Places, align, among, batches, cell
+from analysis.measures.aligned import (
+    CHAIN,
+    ONE_BLOCK,
+    QUESTION,
+    STEP,
+    Aligned,
+    Places,
+    align,
+    among,
+    batches,
+    cell,
+    spread,
+)
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings, Size
 from analysis.measures.session import Session
 from analysis.statistics import Estimate
@@ -45,7 +57,7 @@ COLUMNS = (
 MIN_MEDIATION = 0.1
 """Nats; below it step and question together do hardly anything, and which does more means nothing."""
 ACTS = 0.1
-"""A share that is clearly above this is an effect, one that is clearly below it is none."""
+"""A share whose size is clearly above this is an effect, one that is clearly below it is none."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,10 @@ def interventions(session: Session, prompts: Sequence[Authored], settings: Setti
     """
     jobs, excluded = align(session, prompts, settings)
     model = session.reader.model
-    layers = chosen_layers(len(sites.blocks(model)) - 1)
+    layers = spread(len(sites.blocks(model)) - 1, MAX_LAYERS)
+    if not layers:
+        excluded += [Excluded(job.prompt.id, ONE_BLOCK, job.prompt.author) for job in jobs]
+        return Measured(pd.DataFrame(columns=list(COLUMNS)), excluded)
     hooks = [sites.hook_name(site, layer) for site in SITES for layer in layers]
     groups = list(batches(jobs, session.batch_tokens))
     means = _means(model, groups, hooks)
@@ -85,11 +100,6 @@ def interventions(session: Session, prompts: Sequence[Authored], settings: Setti
         excluded += unheld
         stage(len(batch))
     return Measured(pd.DataFrame(rows, columns=list(COLUMNS)), excluded)
-
-
-def chosen_layers(n: int) -> tuple[int, ...]:
-    """At most `MAX_LAYERS` of `n` layers, evenly spaced, the first and the last among them."""
-    return tuple(dict.fromkeys(np.linspace(0, n - 1, min(n, MAX_LAYERS)).round().astype(int).tolist()))
 
 
 def _means(
@@ -235,21 +245,30 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
 def agree(shares: dict[str, Estimate]) -> bool:
     """Whether the methods say the same: noising and denoising both act or both do not, with one sign, and a mean
-    ablation acts where noising does."""
-    acts = {method: _acts(share) for method, share in shares.items()}
-    noising, denoising = shares[NOISING], shares[DENOISING]
-    opposite = max(noising.low, denoising.low) > 0 > min(noising.high, denoising.high)
-    contradicted = {acts[NOISING], acts[DENOISING]} == {True, False} or (acts[NOISING] is True and acts[MEAN] is False)
-    return not (opposite or contradicted)
+    ablation acts where noising does, and does not turn it round."""
+    noising, denoising, mean = (_acts(shares[method]) for method in (NOISING, DENOISING, MEAN))
+    if {noising, denoising} == {True, False} or (noising is True and mean is False):
+        return False
+    if noising is False:
+        # The sign of nothing says nothing, and an ablation may act alone.
+        return denoising is False or not _opposite(shares[NOISING], shares[DENOISING])
+    return not any(_opposite(shares[NOISING], shares[other]) for other in (DENOISING, MEAN))
 
 
 def _acts(share: Estimate) -> bool | None:
-    return True if share.low > ACTS else False if share.high < ACTS else None
+    """Whether a share is surely an effect, of either sign, or surely none; None where it may be either."""
+    if share.low > ACTS or share.high < -ACTS:
+        return True
+    return False if share.low > -ACTS and share.high < ACTS else None
+
+
+def _opposite(one: Estimate, other: Estimate) -> bool:
+    return max(one.low, other.low) > 0 > min(one.high, other.high)
 
 
 def tokens_read(size: Size) -> float:
     """About how many tokens one prompt takes: three readings, and every part behind its start, by each method."""
-    layers = len(chosen_layers(max(1, size.layers - 1)))
+    layers = len(spread(max(1, size.layers - 1), MAX_LAYERS))
     behind = size.text + size.chain + size.marker
     return 3 * size.text + len(SITES) * layers * len(METHODS) * behind / 2 + size.later + size.steps * size.text
 

@@ -24,7 +24,7 @@ from analysis import patching, sites, statistics
 from analysis.authored import Authored
 from analysis.cells import CHECK_TOLERANCE, HALF_TOLERANCE, MIN_OPTION_MASS, Excluded
 from analysis.errors import InputError
-from analysis.measures.aligned import CHAIN, CONTROL, QUESTION, Aligned, align, batches, cell, effects
+from analysis.measures.aligned import CHAIN, CONTROL, ONE_BLOCK, QUESTION, Aligned, align, batches, cell, effects
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings, Size
 from analysis.measures.session import Session
 
@@ -50,6 +50,9 @@ def patch_map(session: Session, prompts: Sequence[Authored], settings: Settings)
         InputError: if one of the checks fails.
     """
     jobs, excluded = align(session, prompts, settings)
+    if len(sites.blocks(session.reader.model)) == 1:
+        excluded += [Excluded(job.prompt.id, ONE_BLOCK, job.prompt.author) for job in jobs]
+        jobs = []
     stage = session.stage(f"{session.name}: residual map", len(jobs))
     rows: list[dict[str, Any]] = []
     for batch in batches(jobs, session.batch_tokens):
@@ -164,9 +167,11 @@ def _after_first_layer(part: str, words: str, detached: Literal[-1, 0, 1]) -> Qu
 
 
 def tokens_read(size: Size) -> float:
-    """About how many tokens one prompt takes: both runs, the checks, and each set of positions from its start on."""
+    """About how many tokens one prompt takes: both runs, the checks, and each set of positions from its start on, in
+    the layers above: half of them on average."""
     behind = size.chain + size.marker
-    return 4 * size.text + (size.layers - 1) * (size.text + 2 * behind + size.question / 2 + size.later)
+    cells = size.text + 2 * behind + size.question / 2 + size.later
+    return 3 * size.text + (size.layers - 1) / 2 * cells
 
 
 MEASURE = Measure(

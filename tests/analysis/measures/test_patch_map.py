@@ -20,6 +20,7 @@ from analysis.measures.patch_map import MEASURE, patch_map, summarise
 from analysis.models import ModelPair
 from analysis.prompts import Case
 from tests.analysis.measures.oracles import SETTINGS, authored, doubled, opened, organism, shipped, table_of, tokens_of
+from tests.conftest import WORD_FORMAT, random_model, save_checkpoint, word_tokenizer
 
 WORD_OPTIONS = ("12", "8", "6 ; 7", "27")
 WORDS = (
@@ -401,3 +402,15 @@ def test_the_summary_puts_every_share_and_p_at_its_own_cell():
             (table["layer"] == cell["layer"]) & (table["part"] == cell["part"]) & (table["step"] == cell["step"])
         ]
         assert cell["p"] >= statistics.sign_flip(mine["effect"].to_numpy(), seed=0) - 0.02
+
+
+def test_a_model_of_one_block_has_no_map(tmp_path, any_mass):
+    """Behind its only block a token is read by nothing but its own logits."""
+    tokenizer = word_tokenizer()
+    model = random_model("llama", len(tokenizer), num_hidden_layers=1)
+    session = opened(save_checkpoint(tmp_path / "one", model, tokenizer, WORD_FORMAT))
+    measured = patch_map(session, WORDS, SETTINGS)
+    assert measured.table.empty
+    assert {item.reason for item in measured.excluded} == {
+        "the model has a single block, behind which nothing reads what is written"
+    }
