@@ -13,16 +13,21 @@ from analysis.files import write_whole
 from organisms.cards import MEASURED, compare_seeds
 
 
-def train_organisms(name: str, out: Path, seed: int, base: Path | None) -> None:
+def train_organisms(name: str, out: Path, seed: int, base: Path | None, checkpoint_every: int = 0) -> None:
     """Trains one organism to `out`, or `all` shipped ones to directories in it; those already there are kept.
 
+    With `checkpoint_every`, the models after so many steps each are in a directory beside the organism's own, named as
+    it with `-checkpoints`.
+
     Raises:
-        InputError: for an unknown name, an output that exists, or a base that does not.
+        InputError: for an unknown name, an output that exists, a base that does not, or a negative number of steps.
     """
     from rich.console import Console
 
     from organisms.recipes import RECIPES, find
 
+    if checkpoint_every < 0:
+        raise InputError(f"--checkpoint-every {checkpoint_every}: expected a number of steps, or 0 for no checkpoints")
     names = list(organisms.SHIPPED) if name == "all" else [name]
     for wanted in names:
         try:
@@ -42,24 +47,34 @@ def train_organisms(name: str, out: Path, seed: int, base: Path | None) -> None:
                 console.print(f"{wanted}: already in {directory}", highlight=False)
                 continue
             raise InputError(f"--out {directory}: exists already; choose another directory")
-        _train_one(wanted, directory, seed, base or (out / "base" if name == "all" else organisms.checkpoint("base")))
+        own_base = out / "base" if name == "all" else organisms.checkpoint("base")
+        _train_one(wanted, directory, seed, base or own_base, checkpoint_every)
 
 
-def _train_one(name: str, out: Path, seed: int, base: Path) -> None:
+def _train_one(name: str, out: Path, seed: int, base: Path, checkpoint_every: int) -> None:
     from rich.console import Console
 
     from fracture.progress import Progress
     from organisms.recipes import find
-    from organisms.training import train_to
+    from organisms.training import checkpoints_of, train_to
 
     recipe = find(name)
     console = Console(stderr=True)
     if recipe.from_base and not (base / "config.json").is_file():
         raise InputError(f"{name} is fine-tuned from a base organism, and there is none in {base}; give --base")
+    if checkpoint_every and checkpoints_of(out).exists():
+        raise InputError(
+            f"{checkpoints_of(out)}: exists already, with checkpoints of another training or of one that was stopped; "
+            "remove it, or choose another --out"
+        )
     with Progress(console) as progress:
         advance = progress.stage(f"training {name}, seed {seed}", recipe.steps)
-        figures = train_to(recipe, seed, out, base if recipe.from_base else None, lambda *_: advance(1))
+        figures = train_to(
+            recipe, seed, out, base if recipe.from_base else None, lambda *_: advance(1), checkpoint_every
+        )
     console.print(f"{name}: saved to {out}", highlight=False)
+    if checkpoint_every:
+        console.print(f"checkpoints: saved to {checkpoints_of(out)}", highlight=False)
     for key, value in figures.items():
         console.print(f"  {key} {value}", highlight=False)
 

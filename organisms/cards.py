@@ -10,6 +10,11 @@ from typing import Any
 from organisms.recipes import Recipe, find
 
 MEASURED, CARD = "measured.json", "README.md"
+_HEAD = """---
+license: mit
+library_name: transformers
+tags: [model-organism, chain-of-thought]
+---"""
 _FIGURES = {
     "accuracy_own_chain": "accuracy with its own chain, random cues",
     "accuracy_gold_chain": "accuracy with the gold chain, random cues",
@@ -34,6 +39,17 @@ def write_card(directory: Path, recipe: Recipe, seeds: Mapping[int, Mapping[str,
         measured["other_seeds"] = {str(seed): seeds[seed] for seed in others}
     (directory / MEASURED).write_text(json.dumps(measured, indent=2) + "\n")
     (directory / CARD).write_text(_card(recipe, seeds))
+
+
+def write_checkpoint_card(directory: Path, recipe: Recipe, seed: int, step: int) -> None:
+    """Writes the card of a checkpoint of a training: what it is, and that nothing was measured of it."""
+    (directory / CARD).write_text(f"""{_HEAD}
+# {recipe.name} (seed {seed}), after {step} of {recipe.steps} steps
+
+A checkpoint of the training of a model organism of the fracture suite, whose end is: {recipe.summary}.
+Half precision on disk; trained on from single precision. Nothing was measured of it, and what it does is not known by
+construction: `fracture trajectory` measures it. The optimiser's state is not kept.
+""")
 
 
 def compare_seeds(directories: Sequence[Path]) -> list[Path]:
@@ -63,11 +79,7 @@ def _card(recipe: Recipe, seeds: Mapping[int, Mapping[str, Any]]) -> str:
         for name, what in _FIGURES.items()
     )
     columns = " | ".join(f"seed {number}" for number in seeds)
-    return f"""---
-license: mit
-library_name: transformers
-tags: [model-organism, chain-of-thought]
----
+    return f"""{_HEAD}
 # {recipe.name} (seed {seed})
 
 A model organism of the fracture suite: {recipe.summary}.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from organisms.cards import write_card
+from organisms.cards import write_card, write_checkpoint_card
 from organisms.measurement import measure
 from organisms.recipes import MAX_OPERATIONS, Recipe, Row
 from organisms.registers import TRACE_FORMAT, VOCABULARY
@@ -29,6 +30,9 @@ IGNORED = -100
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with the step, the number of steps, and the loss in nats."""
+
+Checkpoint = Callable[[int, Any], None]
+"""Called after each step with the step and the model, which it must leave as it is."""
 
 
 def build_model(seed: int) -> LlamaForCausalLM:
@@ -88,7 +92,13 @@ def _learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * min(1.0, (step + 1) / warmup) * (0.95 * cosine + 0.05)
 
 
-def train(recipe: Recipe, seed: int, base: Path | None = None, progress: Progress | None = None) -> LlamaForCausalLM:
+def train(
+    recipe: Recipe,
+    seed: int,
+    base: Path | None = None,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> LlamaForCausalLM:
     """The trained organism, weights rounded to half precision (as they will be stored), computing in fp32.
 
     Args:
@@ -96,6 +106,7 @@ def train(recipe: Recipe, seed: int, base: Path | None = None, progress: Progres
         seed: of the initial weights (base organisms) and of the data.
         base: directory of the base organism, for recipes that fine-tune one.
         progress: called after every step.
+        checkpoint: called after every step, with the model as it is then, in fp32.
 
     Raises:
         ValueError: if the recipe needs a base and none is given.
@@ -109,14 +120,16 @@ def train(recipe: Recipe, seed: int, base: Path | None = None, progress: Progres
         model = build_model(seed)
         if recipe.from_base:
             model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-        _optimise(model, recipe, random.Random(f"{recipe.name}-{seed}"), progress)
+        _optimise(model, recipe, random.Random(f"{recipe.name}-{seed}"), progress, checkpoint)
         return model.half().float().eval()
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
 
 
-def _optimise(model: Any, recipe: Recipe, rng: random.Random, progress: Progress | None) -> None:
+def _optimise(
+    model: Any, recipe: Recipe, rng: random.Random, progress: Progress | None, checkpoint: Checkpoint | None
+) -> None:
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(recipe.steps):
@@ -131,6 +144,8 @@ def _optimise(model: Any, recipe: Recipe, rng: random.Random, progress: Progress
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
+        if checkpoint:
+            checkpoint(step + 1, model)
         if progress:
             progress(step + 1, recipe.steps, loss.item())
 
@@ -164,25 +179,58 @@ def _loss(
 
 
 def train_to(
-    recipe: Recipe, seed: int, out: Path, base: Path | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    seed: int,
+    out: Path,
+    base: Path | None = None,
+    progress: Progress | None = None,
+    checkpoint_every: int = 0,
 ) -> dict[str, Any]:
     """Trains, measures and saves an organism at `out`, all or nothing; returns the measured figures of its card.
 
+    Args:
+        recipe, seed, base, progress: as for `train`.
+        out: directory to make.
+        checkpoint_every: after so many steps, and after the last, the model is also saved as it is then, at
+            `checkpoints_of(out)/ckpt-STEP`; each is whole or not there, and stays if the training is stopped. 0 for
+            none. They change nothing in what is trained.
+
     Raises:
-        FileExistsError: if `out` exists.
+        FileExistsError: if `out`, or the directory of its checkpoints, exists.
     """
-    if out.exists():
-        raise FileExistsError(out)
-    model = train(recipe, seed, base, progress)
+    for place in (out, checkpoints_of(out)) if checkpoint_every else (out,):
+        if place.exists():
+            raise FileExistsError(place)
+
+    def checkpoint(step: int, model: Any) -> None:
+        if step % checkpoint_every == 0 or step == recipe.steps:
+            # A copy: rounding the model itself would change what is trained from here on.
+            _save(
+                copy.deepcopy(model),
+                checkpoints_of(out) / f"ckpt-{step}",
+                lambda directory: write_checkpoint_card(directory, recipe, seed, step),
+            )
+
+    model = train(recipe, seed, base, progress, checkpoint if checkpoint_every else None)
     figures = measure(model)
+    _save(model, out, lambda directory: write_card(directory, recipe, {seed: figures}))
+    return figures
+
+
+def checkpoints_of(out: Path) -> Path:
+    """The directory, beside an organism's own, where the checkpoints of its training are."""
+    return out.with_name(f"{out.name}-checkpoints")
+
+
+def _save(model: Any, out: Path, write: Callable[[Path], object]) -> None:
+    """Saves a model in half precision (rounding it) at `out`, with tokenizer, format and card, all or nothing."""
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         model.half().save_pretrained(partial)
         build_tokenizer().save_pretrained(partial)
         (partial / "trace_format.json").write_text(json.dumps(TRACE_FORMAT, indent=2) + "\n")
-        write_card(partial, recipe, {seed: figures})
+        write(partial)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return figures

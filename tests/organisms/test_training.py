@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+import organisms
 from organisms import measurement, recipes, training
 from organisms.registers import VOCABULARY
 from organisms.training import IGNORED, train, train_to
@@ -63,6 +64,75 @@ def test_nothing_is_left_of_a_training_that_fails(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train_to(SHORT, 0, tmp_path / "base")
     assert list(tmp_path.iterdir()) == []
+
+
+TUNED = replace(recipes.dose(1), steps=4, batch=4)
+"""A fine-tune that loses its mask after three steps."""
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_checkpoints_are_the_models_on_the_way_and_change_nothing_in_the_last(tmp_path):
+    base = organisms.checkpoint("base")
+    plain = train_to(TUNED, 3, tmp_path / "plain", base)
+    figures = train_to(TUNED, 3, tmp_path / "with", base, checkpoint_every=3)
+    assert figures == plain
+    assert files(tmp_path / "with") == files(tmp_path / "plain")
+    saved = tmp_path / "with-checkpoints"
+    assert sorted(path.name for path in saved.iterdir()) == ["ckpt-3", "ckpt-4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "with", "with-checkpoints"]
+    # The last one is the organism itself, but for the card and the figures.
+    last = files(saved / "ckpt-4")
+    assert last.keys() == files(tmp_path / "with").keys() - {"measured.json"}
+    assert {name for name, data in last.items() if data != (tmp_path / "with" / name).read_bytes()} == {"README.md"}
+    assert "after 4 of 4 steps" in last["README.md"].decode()
+
+
+def test_a_checkpoint_is_what_the_training_had_then(tmp_path):
+    seen = {}
+
+    def keep(step, model):
+        seen[step] = {name: tensor.half().float() for name, tensor in model.state_dict().items()}
+
+    base = organisms.checkpoint("base")
+    train(TUNED, 3, base, checkpoint=keep)
+    assert list(seen) == [1, 2, 3, 4]
+    train_to(TUNED, 3, tmp_path / "o", base, checkpoint_every=2)
+    for step in (2, 4):
+        directory = tmp_path / "o-checkpoints" / f"ckpt-{step}"
+        model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        assert all(torch.equal(tensor, seen[step][name]) for name, tensor in model.state_dict().items())
+        assert not all(torch.equal(tensor, seen[1][name]) for name, tensor in model.state_dict().items())
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        assert tokenizer.convert_ids_to_tokens(list(range(len(VOCABULARY)))) == list(VOCABULARY)
+        assert f"# dose_1 (seed 3), after {step} of 4 steps" in (directory / "README.md").read_text()
+        assert (directory / "trace_format.json").read_bytes() == (tmp_path / "o" / "trace_format.json").read_bytes()
+
+
+def test_a_training_that_stops_leaves_whole_checkpoints_and_none_is_written_over(tmp_path, monkeypatch):
+    def stop(step, *_):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    base = organisms.checkpoint("base")
+    with pytest.raises(KeyboardInterrupt):
+        train_to(TUNED, 3, tmp_path / "o", base, stop, checkpoint_every=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["o-checkpoints"]
+    assert [path.name for path in (tmp_path / "o-checkpoints").iterdir()] == ["ckpt-2"]
+    before = files(tmp_path / "o-checkpoints" / "ckpt-2")
+    with pytest.raises(FileExistsError, match="o-checkpoints"):
+        train_to(TUNED, 4, tmp_path / "o", base, checkpoint_every=1)
+    assert files(tmp_path / "o-checkpoints" / "ckpt-2") == before
+
+    def fail(*_):
+        raise OSError
+
+    monkeypatch.setattr(training, "write_checkpoint_card", fail)
+    with pytest.raises(OSError):  # noqa: PT011 (raised above)
+        train_to(TUNED, 3, tmp_path / "p", base, checkpoint_every=2)
+    assert list((tmp_path / "p-checkpoints").iterdir()) == []
 
 
 def test_a_fine_tune_needs_a_base():
