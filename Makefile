@@ -38,6 +38,7 @@ bench: env  ## speed against a named alternative, results checked equal
 	$(BIN)/python -m benchmarks.spliced_cells
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.knockout
 	$(BIN)/python -m benchmarks.probes
 	$(BIN)/python -m benchmarks.sae
 	$(BIN)/python -m benchmarks.startup

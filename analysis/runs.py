@@ -22,9 +22,11 @@ TWIN, PROBES, FEATURES = "twin", "probes", "sae"
 """Activations of the base's random-weight twin; and what `fracture probes` and `fracture sae` write into a finished
 run."""
 REPORT, REPORT_MARKDOWN = "report.html", "report.md"
+TRAJECTORY_CSV, TRAJECTORY_PARQUET = "trajectory.csv", "trajectory.parquet"
+"""In the run of a trajectory: its table."""
 WORK = "work"
 """What a study has measured so far; gone when the run is complete."""
-FILES = (SUMMARY, STUDY, PROVENANCE, TRACES, EXCLUDED, REPORT, REPORT_MARKDOWN)
+FILES = (SUMMARY, STUDY, PROVENANCE, TRACES, EXCLUDED, REPORT, REPORT_MARKDOWN, TRAJECTORY_CSV, TRAJECTORY_PARQUET)
 FOLDERS = (MEASURES, ACTIVATIONS, FIGURES, TWIN, PROBES, FEATURES, WORK)
 BASE = "base"
 
@@ -72,6 +74,12 @@ class Run:
     def readers(self) -> tuple[str, ...]:
         """All models' names, the base first."""
         return (BASE, *self.variants)
+
+    @property
+    def checkpoints(self) -> dict[str, int]:
+        """Of a trajectory, checkpoint → step of fine-tuning, the earliest first; of another study, nothing."""
+        steps: dict[str, int] = self.summary["study"].get("checkpoints", {})
+        return dict(sorted(steps.items(), key=lambda item: item[1]))
 
     @property
     def headline(self) -> str:

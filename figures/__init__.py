@@ -25,10 +25,15 @@ FIGURES: dict[str, str] = {
     "accuracy_trap": "Does accuracy rise while the chain tells less?",
     "information_gain": "What does each step, and what stands in the chain's place, tell of the gold answer?",
     "early_answering": "Does the answer change when the chain is cut short?",
+    "step_scores": "How much does the answer hang on each step?",
     "patch_maps": "Where, in layers and steps, does the answer travel?",
+    "heads": "Which attention heads carry the answer?",
+    "attention_flow": "What does the answer lose when it cannot attend to step, question or chain?",
+    "repair": "Does the variant use its chain again with the base's states in it?",
     "probe_maps": "Where, in layers and steps, can a probe read the answer?",
     "transfer": "Does the base's probe still read the variant?",
     "drift": "How far have activations moved from the base's? (a baseline)",
+    "trajectory": "When, over fine-tuning, does the answer detach from the chain?",
 }
 """Name → title. Each is `NAME_figure(run)` in its own module."""
 
@@ -37,21 +42,33 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "accuracy_trap": ("accuracy_and_calibration", "information_gain", "knowledge_index"),
     "information_gain": ("information_gain",),
     "early_answering": ("early_answering",),
+    "step_scores": ("true_thinking", "logit_decay"),
     "patch_maps": ("patch_map",),
+    "heads": ("head_map",),
+    "attention_flow": ("attention_knockout", "masked_flow"),
+    "repair": ("repair",),
     "probe_maps": ("probes",),
     "transfer": ("transfer",),
     "drift": ("drift",),
+    "trajectory": ("routes", "accuracy_and_calibration", "information_gain"),
 }
 """Name → the measures that a run must have for it."""
+OF_TRAJECTORIES = ("trajectory",)
+"""Those that only a trajectory has: a run whose variants are checkpoints of one fine-tuning."""
 
 
 def draw(name: str, run: Run) -> Figure:
     """The figure of that name, drawn from a finished run.
 
     Raises:
-        InputError: if there is no such figure, or the run lacks a measure that it shows.
+        InputError: if there is no such figure, or the run lacks a measure that it shows, or is no trajectory.
     """
     _known("figure", name, tuple(FIGURES))
+    if name in OF_TRAJECTORIES and not run.checkpoints:
+        raise InputError(
+            f"run {run.directory}: figure {name!r} is of checkpoints, and the run's variants are not known to be any; "
+            "`fracture trajectory` makes such a run"
+        )
     if lacking := [measure for measure in NEEDS[name] if measure not in run.measures]:
         wanted = ",".join((*run.measures, *lacking))
         raise InputError(
@@ -64,7 +81,11 @@ def draw(name: str, run: Run) -> Figure:
 
 def available(run: Run) -> tuple[str, ...]:
     """The names of the figures that can be drawn from a run's measures."""
-    return tuple(name for name, measures in NEEDS.items() if set(measures) <= set(run.measures))
+    return tuple(
+        name
+        for name, measures in NEEDS.items()
+        if set(measures) <= set(run.measures) and (run.checkpoints or name not in OF_TRAJECTORIES)
+    )
 
 
 def write(

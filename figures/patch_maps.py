@@ -169,7 +169,7 @@ def _map(run: Run, name: str, rows: pd.DataFrame, base: pd.DataFrame | None, gri
 
 def _draw(axes: Axes, found: Map, height: float) -> None:
     share = np.where(np.abs(found.share) <= 1 + ROUNDING, np.clip(found.share, -1, 1), found.share)
-    axes.imshow(share, cmap=_colours(), vmin=-1, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    axes.imshow(share, cmap=share_colours(), vmin=-1, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
     layers, columns = share.shape
     for edge in (0.5, columns - 2.5, columns - 1.5):
         axes.axvline(edge, color="white", linewidth=1.5)
@@ -179,7 +179,7 @@ def _draw(axes: Axes, found: Map, height: float) -> None:
     axes.scatter(places, rows, s=size**2, c=colours, linewidths=0)
 
 
-def _colours() -> Colormap:
+def share_colours() -> Colormap:
     """Blue over white to red, safe with all forms of colour blindness; beyond its ends darker still."""
     ends = mpl.colormaps["RdBu_r"](np.linspace(0.08, 0.92, 256))
     return LinearSegmentedColormap.from_list("share", ends).with_extremes(
@@ -203,7 +203,7 @@ def _colour_bar(figure: Figure, panels: ndarray, drawn: Sequence[Map]) -> None:
     under, over = bool((shares < -1 - ROUNDING).any()), bool((shares > 1 + ROUNDING).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[under, over]
     bar = figure.colorbar(
-        ScalarMappable(Normalize(-1, 1), _colours()), ax=panels, extend=extend, fraction=0.03, pad=0.02, aspect=30
+        ScalarMappable(Normalize(-1, 1), share_colours()), ax=panels, extend=extend, fraction=0.03, pad=0.02, aspect=30
     )
     bar.set_label("share of the total effect" + (", clipped at ±1" if under or over else ""))
     bar.set_ticks([-1, -0.5, 0, 0.5, 1])

@@ -12,6 +12,8 @@ HEADLINE = "routes"
 """The measure on which the verdict rests."""
 ALWAYS = (HEADLINE, "accuracy_and_calibration")
 """Those that every study has."""
+TRAJECTORY_MEASURES = (*ALWAYS, "information_gain")
+"""Those that every trajectory has."""
 
 MEASURES: dict[str, str] = {
     HEADLINE: "analysis.measures.routes",
@@ -24,7 +26,14 @@ MEASURES: dict[str, str] = {
     "paraphrase": "analysis.measures.paraphrase",
     "foreign_chain": "analysis.measures.foreign_chain",
     "chain_effect": "analysis.measures.chain_effect",
+    "true_thinking": "analysis.measures.true_thinking",
+    "logit_decay": "analysis.measures.logit_decay",
     "patch_map": "analysis.measures.patch_map",
+    "interventions": "analysis.measures.interventions",
+    "head_map": "analysis.measures.head_map",
+    "attention_knockout": "analysis.measures.knockout",
+    "masked_flow": "analysis.measures.masked_flow",
+    "repair": "analysis.measures.repair",
     "token_kl": "analysis.measures.token_kl",
     "readout": "probes.measures.readout",
     "probes": "probes.measures.grid",

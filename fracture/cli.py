@@ -10,6 +10,7 @@ import typer
 
 from fracture.cli_probes import app as probes_app
 from fracture.cli_sae import app as sae_app
+from fracture.cli_trajectory import trajectory
 
 if TYPE_CHECKING:
     from fracture.config import StudyConfig
@@ -71,7 +72,7 @@ def _study(
         typer.Option(help="Comma-separated, of `fracture measures`; by default those of the preset."),
     ] = None,
     max_prompts: Annotated[int | None, typer.Option(help="Only the first so many prompts; 0 for all.")] = None,
-    patch_prompts: Annotated[int | None, typer.Option(help="Prompts of the residual map; 0 for all.")] = None,
+    patch_prompts: Annotated[int | None, typer.Option(help="Prompts whose activations are patched; 0 for all.")] = None,
     continue_mistakes: Annotated[
         bool | None, typer.Option("--continue-mistakes", help="Also let the reader write on from a mistake.")
     ] = None,
@@ -113,6 +114,7 @@ def _study(
     ] = None,
 ) -> None:
     from fracture.config import StudyConfig, read_settings
+    from fracture.trajectory import trajectory_config
 
     flags = {
         **{name: value for name, value in context.params.items() if name not in ("file", "variant", "overwrite")},
@@ -123,7 +125,8 @@ def _study(
         **({} if file is None else read_settings(file)),
         **{name: value for name, value in flags.items() if value is not None},
     }
-    config = StudyConfig.from_mapping(settings, "study" if file is None else f"study file {file}")
+    make = trajectory_config if "checkpoints" in settings else StudyConfig.from_mapping
+    config = make(settings, "study" if file is None else f"study file {file}")
     if context.info_name == "explain":
         from fracture.explain import explain
 
@@ -152,6 +155,7 @@ app.command(
     "study", help="Compare a base with its fine-tuned variants on the same prompts: have their answers detached?"
 )(_study)
 app.command("explain", help="Say what a study would run, how many tokens and how much memory; loads no model.")(_study)
+app.command()(trajectory)
 
 
 @app.command("measures")
@@ -351,11 +355,14 @@ def train(
         Path | None,
         typer.Option(help="The base to fine-tune. Default: the shipped one; for all, the one just trained."),
     ] = None,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Also save the model after so many steps each, in OUT-checkpoints/ckpt-STEP; 0: not.")
+    ] = 0,
 ) -> None:
     """Train an organism from its recipe, measure it, and save it with its model card."""
     from fracture.training import train_organisms
 
-    train_organisms(name, out, seed, base)
+    train_organisms(name, out, seed, base, checkpoint_every)
 
 
 @organisms_app.command()

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from analysis.partners import Tier
 from analysis.positions import check_positions
 from analysis.prompts import ANNOTATIONS
 from analysis.sites import check_site_names
-from fracture.catalogue import ALWAYS, NAMES, STORE_MEASURES, TWIN_MEASURES
+from fracture.catalogue import ALWAYS, NAMES, STORE_MEASURES, TRAJECTORY_MEASURES, TWIN_MEASURES
 from fracture.verdict import MARGIN
 
 AUTHORS = ("gold", "base")
@@ -49,7 +49,7 @@ class StudyConfig:
         preset: `quick`, `standard` or `paper`: what `PRESETS` says, where a setting is not given.
         measures: names from the catalogue; those in `ALWAYS`, on which the verdict rests, are always there.
         max_prompts: only the first so many prompts of the file; 0 for all.
-        patch_prompts: how many prompts the residual map takes; 0 for all.
+        patch_prompts: how many prompts the measures take that patch activations; 0 for all.
         continue_mistakes: in the measure `mistakes`, also let the reader write on from a mistake.
         verifier: of claims, for the knowledge index: `arithmetic`, `arithmetic:MODULUS`, a table of facts
             (`.csv`, `.jsonl`, `.parquet`), or `module:function`.
@@ -65,6 +65,7 @@ class StudyConfig:
         margin: δ, the change of bypass that counts.
         max_chain_tokens: where a chain that a model writes is cut.
         batch_tokens: how many tokens one forward pass may hold.
+        checkpoints: for a trajectory, after how many steps of fine-tuning each variant is; the base is step 0.
     """
 
     base: str
@@ -93,13 +94,21 @@ class StudyConfig:
     dtype: str = "float32"
     device: str = "cpu"
     trust_remote_code: bool = False
+    checkpoints: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         preset = _choice("preset", self.preset, tuple(PRESETS))
         for name, value in {"continue_mistakes": False, **PRESETS[preset]}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        object.__setattr__(self, "measures", _measures(self.measures or ()))
+        if self.checkpoints:
+            _check_checkpoints(self.checkpoints, self.variants)
+            # In the order of training, in whatever order a file has them.
+            for name in ("variants", "checkpoints"):
+                items = sorted(getattr(self, name).items(), key=lambda item: self.checkpoints[item[0]])
+                object.__setattr__(self, name, dict(items))
+        always = TRAJECTORY_MEASURES if self.checkpoints else ALWAYS
+        object.__setattr__(self, "measures", _measures(self.measures or (), always))
         if self.author is not None:
             _choice("author", self.author, AUTHORS)
         _choice("partners", self.partners, tuple(PARTNERS))
@@ -139,6 +148,9 @@ class StudyConfig:
         """All settings, resolved, as plain values."""
         data = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
         data["variants"] = dict(self.variants)
+        # A study that is no trajectory has no such setting.
+        if not data["checkpoints"]:
+            del data["checkpoints"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     def deciding(self) -> dict[str, Any]:
@@ -193,6 +205,7 @@ def _typed(name: str, value: Any, kind: str, where: str) -> Any:
     """The value, if it is of the kind that the setting's annotation names."""
     expected = {
         "Mapping": "names with models, such as `sft: path/to/model`",
+        "Mapping[str, int]": "variants with their steps, such as `ckpt-50: 50`",
         "tuple": "a list of names",
         "int": "a whole number",
         "float": "a number",
@@ -200,6 +213,10 @@ def _typed(name: str, value: Any, kind: str, where: str) -> Any:
         "str": "a text",
     }
     base = kind.split("[")[0].split(" |")[0]
+    if kind == "Mapping[str, int]":
+        base = kind
+        if isinstance(value, Mapping) and all(type(key) is str and type(item) is int for key, item in value.items()):
+            return dict(value)
     if (
         base == "Mapping"
         and isinstance(value, Mapping)
@@ -217,12 +234,28 @@ def _typed(name: str, value: Any, kind: str, where: str) -> Any:
     raise InputError(f"{where}: setting {name!r} is {value!r}; expected {expected[base]}")
 
 
-def _measures(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The measures in the order of the catalogue, with those that every study has."""
+def _check_checkpoints(checkpoints: Mapping[str, int], variants: Mapping[str, str]) -> None:
+    """Finds that the variants of a trajectory, and only they, are each at a step of their own behind the base's."""
+    if set(checkpoints) != set(variants):
+        name = min(set(checkpoints) ^ set(variants))
+        lacking = "variant of that name" if name in checkpoints else "step for that variant"
+        raise InputError(
+            f"checkpoints: no {lacking}: {name!r}; a trajectory's variants are its checkpoints, and no others"
+        )
+    for name, step in checkpoints.items():
+        if step < 1:
+            raise InputError(f"checkpoints: {name!r} is at step {step}; step 0 is the base, so expected 1 or more")
+        if list(checkpoints.values()).count(step) > 1:
+            same = " and ".join(repr(other) for other, at in checkpoints.items() if at == step)
+            raise InputError(f"checkpoints: {same} are both at step {step}; give one of them")
+
+
+def _measures(names: tuple[str, ...], always: tuple[str, ...]) -> tuple[str, ...]:
+    """The measures in the order of the catalogue, with those that are always there."""
     for name in names:
         if name not in NAMES:
             raise InputError(f"measure {name!r}: unknown{_nearest(name, NAMES)}")
-    return tuple(name for name in NAMES if name in (*ALWAYS, *names))
+    return tuple(name for name in NAMES if name in (*always, *names))
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> str:

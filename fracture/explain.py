@@ -74,7 +74,7 @@ def _stages(config: StudyConfig, prompts: Sequence[PartneredPrompt], author: str
         if measure.run is None:
             continue
         n = sum(item.tier is not None for item in prompts) if measure.needs_partner else len(prompts)
-        if name == "patch_map" and config.patch_prompts:
+        if measure.capped and config.patch_prompts:
             n = min(n, config.patch_prompts)
         tokens = n * _texts(measure, len(config.variants), author) * measure.tokens(size)
         total += tokens
@@ -105,7 +105,7 @@ def _memory(
 ) -> Iterator[str]:
     width = _BYTES[config.dtype]
     weights = model.parameters * width
-    loaded = 2 if "token_kl" in (config.measures or ()) else 1
+    loaded = 2 if {"repair", "token_kl"} & set(config.measures or ()) else 1
     cache = config.batch_tokens * model.layers * 2 * model.kv_width * width
     yield f"weights    {_size_text(weights)} a model in {config.dtype}, at most {loaded} in memory at once"
     yield f"batch      {_size_text(cache)} of keys and values for {config.batch_tokens} tokens (--batch-tokens)"

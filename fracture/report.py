@@ -23,12 +23,15 @@ from fracture.report_evidence import STANCES, apart_table, evidence_table, findi
 from fracture.report_features import features
 from fracture.report_figures import drawn
 from fracture.report_tables import TOO_SMALL, whose
+from fracture.report_trajectory import trajectory
 from fracture.report_verdicts import cards, sham_warnings
 from fracture.trace_viewer import embedded, legend, notes, viewer_data
+from fracture.trajectory import trajectory_files
 
 
 def outputs(run: Run) -> dict[str, bytes]:
-    """The report's files, path in the run → bytes: figures as PNG and PDF, `report.html` and `report.md`.
+    """The report's files, path in the run → bytes: figures as PNG and PDF, `report.html`, `report.md`, and of a
+    trajectory its table.
 
     The same run gives the same bytes; nothing of `run.json`, and not the run's place, enters them.
 
@@ -39,7 +42,7 @@ def outputs(run: Run) -> dict[str, bytes]:
     contents = {**_contents(run), "figures": inlined, "features": features(run)}
     for path, text in ((REPORT, _html(run, contents)), (REPORT_MARKDOWN, _markdown(contents))):
         files[path] = text.encode()
-    return files
+    return files | trajectory_files(run)
 
 
 def _html(run: Run, contents: dict[str, Any]) -> str:
@@ -95,6 +98,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "warnings": sham_warnings(run),
         "setup": _setup(run),
         "overview": _overview(run),
+        "trajectory": trajectory(run),
         "cards": verdicts,
         "stances": STANCES,
         "margin": f"{study['margin']:g}",

@@ -108,8 +108,8 @@ def _of_readers(run: Run, measure: str) -> Iterator[Account]:
     rows = rows[_counts(measure, rows)]
     authors = catalogue.measure(measure).authors
     for reader in run.readers:
-        if measure == "token_kl" and reader == BASE:
-            continue  # its divergence from itself is not measured
+        if measure in ("repair", "token_kl") and reader == BASE:
+            continue  # its divergence from itself is not measured, and its own states change nothing in it
         given = [run.headline] + ([reader] if authors != "headline" else [])
         if authors == "all":
             given += list(run.readers) if reader == BASE else [BASE]

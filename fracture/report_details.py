@@ -12,8 +12,11 @@ from analysis.runs import Run
 from figures.marks import hidden
 from fracture import catalogue
 from fracture.report_changes import changes_tables
+from fracture.report_interventions import agreement, head_tables, intervention_tables
 from fracture.report_numbers import MISSING, centre_of, limits_of, number, p_value, tiny, too_small
 from fracture.report_probes import probes_tables, transfer_tables
+from fracture.report_repair import repair_tables
+from fracture.report_step_scores import decay_tables
 from fracture.report_tables import CHAINS, TOO_SMALL, Cell, Group, Row, Table, chains, measure_table, whose
 from fracture.verdict import NOT_SCORABLE
 
@@ -140,6 +143,7 @@ def _structure(run: Run) -> Iterator[Table]:
 
 def _map(run: Run) -> Iterator[Table]:
     given = next(iter(_details(run, "patch_map")), ("", []))
+    others = "interventions" in run.measures
     rows = [
         Row(
             name,
@@ -147,6 +151,7 @@ def _map(run: Run) -> Iterator[Table]:
                 Cell(str(found["prompts"])),
                 Cell(str(found["logit_scored"])),
                 Cell("yes: a mean hides what there is" if found["outliers"] else "no", kind="words"),
+                *([Cell(agreement(run, name), kind="words")] if others else []),
             ],
         )
         for name, found in given[1]
@@ -154,8 +159,9 @@ def _map(run: Run) -> Iterator[Table]:
     yield Table(
         "What the residual map rests on",
         "The map itself is among the figures. Outliers: the chain's share is high on average while more than a tenth "
-        "of the prompts lie below 0 or above 1.5.",
-        ["prompts", "with a logit form", "outliers"],
+        "of the prompts lie below 0 or above 1.5."
+        + (" Other interventions: denoising and mean ablation, at the first layer." if others else ""),
+        ["prompts", "with a logit form", "outliers", *(["other interventions"] if others else [])],
         [Group("", rows)],
     )
 
@@ -210,7 +216,11 @@ _BESIDE: Mapping[str, Callable[[Run], Iterator[Table]]] = {
     catalogue.HEADLINE: _routes,
     "accuracy_and_calibration": _calibration,
     "chain_effect": _structure,
+    "logit_decay": decay_tables,
     "patch_map": _map,
+    "interventions": intervention_tables,
+    "head_map": head_tables,
+    "repair": repair_tables,
     "probes": probes_tables,
     "transfer": transfer_tables,
     "drift": _drift,

@@ -66,11 +66,13 @@ def apart_table(run: Run) -> Table:
         of_measure = run.summary["measures"][measure]
         changed = of_measure["changes"].get(variant, {}).get(condition, {}).get(quantity.name)
         if changed is None:
-            # A divergence from the base is a change by itself.
+            # A divergence from the base is a change by itself, and the base writes nothing into itself.
             alone = of_measure["readers"].get(variant, {}).get(run.headline, {}).get(quantity.name)
             if condition != "given" or BASE not in of_measure["readers"] or of_measure["readers"][BASE] or not alone:
                 return None
-            return Cell(interval(alone, quantity.unit))
+            if is_share_of_effect(quantity) and (hidden(run, variant) or hidden(run, BASE)):
+                alone = NOT_SCORABLE
+            return Cell(alone, kind="words") if isinstance(alone, str) else Cell(interval(alone, quantity.unit))
         if is_share_of_effect(quantity) and (hidden(run, variant) or hidden(run, BASE)):
             changed = NOT_SCORABLE
         if isinstance(changed, str):
@@ -80,8 +82,8 @@ def apart_table(run: Run) -> Table:
 
     return Table(
         "Baselines, controls and descriptions",
-        "Variant minus base (for distances and divergences from the base, the value itself), with 95% intervals. These "
-        "count neither for nor against: a harmless fine-tune moves them too.",
+        "Variant minus base (for distances and divergences from the base, and what it repairs, the value itself), with "
+        "95% intervals. These count neither for nor against: a harmless fine-tune moves them too.",
         run.variants,
         [*_groups(run, cell, signed=False), *_drift(run)],
         corner="quantity",

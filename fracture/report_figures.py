@@ -31,10 +31,36 @@ CAPTIONS = {
         "From left to right more of the chain is kept. A curve that is flat at the top (answers unchanged) or at 0 (no "
         "drop) is an answer that stands before the chain does. Bands are 95% intervals."
     ),
+    "step_scores": (
+        "The chain is cut behind each step. Above, by how much the probability of the model's own answer differs "
+        "between the step as it is and made wrong; below, how much of the gold answer's lead behind the whole chain is "
+        "lost behind the wrong step, some of it by the cut alone. An answer that goes past the chain is near 0 in "
+        "both. Bands are 95% intervals."
+    ),
     "patch_maps": (
         "Where the partner's residual stream, written into the model's own run, carries the partner's answer over: red "
         "cells carry it, a dot marks p below .05 corrected over the map. The right column is the change from the base. "
         "The map locates; the routes quantify."
+    ),
+    "heads": (
+        "Which heads carry the partner's answer over when their output at the answer's marker, the chain or the "
+        "question is the partner's; red cells carry it, grey ones were not patched. Right, what the gradients had "
+        "estimated of all that was patched, steps too, against what it does: on the grey line an estimate is exact. Of "
+        "the cells ranked low a random sample was patched; above stands how many it shows were missed, and how many of "
+        "all may be."
+    ),
+    "attention_flow": (
+        "Left, what the answer loses when marker and answer cannot attend to a step, or to as many tokens beside it, "
+        "mostly of the neighbouring steps. Right, how far the answers move without the question (direct) and without "
+        "the chain (necessity), beside random spans as long; leakage is what chain positions hold of the question, "
+        "which no mask takes from them. Without the chain or its last step a text has lost its form too; over the "
+        "options alone that does not count. Bands and the bars' lines are 95% intervals."
+    ),
+    "repair": (
+        "Bypass of the answers that the variant gives with states written into its chain after one layer; shaded is "
+        "the layer that is reported as a number. Where the base's states bring it down from the black line to the grey "
+        "one, and controls and placebo leave it, the chain is used again: the capability was bypassed, not destroyed. "
+        "Where they do not, the answer may be read past the chain all the same. Bars are 95% intervals."
     ),
     "probe_maps": (
         "How well a linear probe reads an answer from the activations of prompts that it was not trained on; white is "
@@ -46,6 +72,12 @@ CAPTIONS = {
         "The base's probe on each variant's activations. Moved: it reads less there, and a probe fitted anew reads as "
         "much as in the base; lost: that one reads less too. Kept says that the base's direction still reads the "
         "variant, and not that the variant uses it."
+    ),
+    "trajectory": (
+        "From left to right fine-tuning goes on; the base is step 0. Above, the share of the answer's effect that does "
+        "not run through the chain; triangles are the checkpoints whose verdict is detached, each judged by itself. "
+        "Below, what the chain tells of the gold answer, and the share of right answers: where that stays while bypass "
+        "rises, answers alone do not show it. Bands are 95% intervals."
     ),
     "drift": (
         "Similarity of each variant's activations to the base's: near 1 (CKA) or 0 (Procrustes distance) nothing "

@@ -142,10 +142,12 @@ def check_output(config: StudyConfig, overwrite: bool) -> bool:
     if overwrite or not (out / STUDY).is_file():
         return (out / STUDY).is_file()
     there = StudyConfig.from_mapping({**read_settings(out / STUDY), "out": config.out}, f"run {out}, {STUDY}")
+    ours, theirs = config.deciding(), there.deciding()
     differing = [
-        f"{name} {ours!r}, there {theirs!r}"
-        for (name, ours), theirs in zip(config.deciding().items(), there.deciding().values(), strict=True)
-        if ours != theirs
+        f"{name} {ours.get(name)!r}, there {theirs.get(name)!r}"
+        # Only a trajectory has checkpoints.
+        for name in dict.fromkeys((*ours, *theirs))
+        if ours.get(name) != theirs.get(name)
     ]
     if differing:
         raise InputError(

@@ -11,6 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.routes import MIN_TOTAL_EFFECT
+from analysis.runs import Run
+from figures.trajectory import checkpoints
+from fracture.trajectory import detachment_said
 
 COLOURS = {"attached": "green", "detached": "red", "inconclusive": "yellow", "not scorable": "magenta"}
 
@@ -46,6 +49,35 @@ def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
             yield from _other_shares(variant)
     yield from _inputs(summary)
     yield from _excluded(summary)
+
+
+def trajectory_table(run: Run) -> Iterator[Table | str]:
+    """A trajectory as a table by step (shares with 95% intervals), from which step on it is detached, what was
+    excluded."""
+    points = checkpoints(run)
+    table = Table(
+        title="When does the answer detach from the chain?", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("verdict", min_width=len("not scorable"))
+    for head in ("bypass by text", "bypass inside", "gain", "right"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for point in points:
+        found = {name: None if isinstance(each, str) else each for name, each in point.found.items()}
+        gain, right = (
+            None if (each := found[name]) is None else each["estimate"] for name in ("information_gain", "accuracy_own")
+        )
+        table.add_row(
+            str(point.step),
+            f"[bold {COLOURS.get(point.verdict, 'yellow')}]{point.verdict}[/]" if point.verdict else "base",
+            *("—" if (each := found[f"bypass_{form}"]) is None else _interval(each) for form in ("text", "inside")),
+            _number(gain),
+            _percent(right),
+        )
+    yield table
+    yield detachment_said(points)
+    yield from _inputs(run.summary)
+    yield from _excluded(run.summary)
 
 
 def _inputs(summary: Mapping[str, Any]) -> Iterator[str]:

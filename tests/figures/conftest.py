@@ -17,7 +17,8 @@ from analysis.runs import Run
 
 MEASURES = (
     *("routes", "accuracy_and_calibration", "knowledge_index", "information_gain", "early_answering"),
-    *("patch_map", "drift", "probes", "transfer"),
+    *("patch_map", "drift", "probes", "transfer", "true_thinking", "logit_decay"),
+    *("attention_knockout", "masked_flow", "repair", "head_map"),
 )
 OUTCOMES = ("kept", "moved", "lost", "absent", "gained", "undecided")
 CONTROLS = ("masked", "foreign", "filler", "question")
@@ -75,10 +76,12 @@ class Maker:
     def reader(self, name: str) -> dict[str, Any]:
         share = {key: around(float(self.rng.uniform(0, 1)), self.n) for key in ("bypass", "direct", "covert")}
         text, inside = ({key: around(float(self.rng.uniform(0, 1)), self.n) for key in share} for _ in range(2))
+        text["total"] = around(1.5, self.n)
         scorable = name not in self.not_scorable and not self.empty
         found: dict[str, Any] = {"own": {"whole": {"text": text, "inside": inside}}, "scorable": scorable}
         if name != "base":
             found["verdict"] = "inconclusive" if scorable else "not scorable"
+            found["bypass"] = {form: {"difference": around(0.3, self.n)} for form in ("text", "inside")}
         return found
 
     def routes(self) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -140,6 +143,56 @@ class Maker:
             readers[name] = {self.author: found}
         return pd.DataFrame(rows), readers
 
+    def true_thinking(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._step_scores("tts", 0.3)
+
+    def logit_decay(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._step_scores("nldd", 90.0)
+
+    def _step_scores(self, value: str, size: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A score for each step, and the intact row that has none."""
+        rng = np.random.default_rng(len(value))
+        rows, readers = [], {}
+        for name in self.readers:
+            means = []
+            for identifier in self.ids:
+                n = self.steps[identifier]
+                scores = [] if self.empty else rng.exponential(size, size=n).tolist()
+                key = {"reader": name, "id": identifier, "author": self.author, "n_steps": n}
+                rows.append(key | {"condition": "intact", "step": np.nan, value: np.nan})
+                rows += [
+                    key | {"condition": "mistake", "step": step, value: score}
+                    for step, score in enumerate(scores, start=1)
+                ]
+                means += [float(np.mean(scores))] if scores else []
+            hidden = name in self.not_scorable or self.empty
+            readers[name] = {self.author: {value: "not scorable" if hidden else t_estimate(means)}}
+        return pd.DataFrame(rows), readers
+
+    def attention_knockout(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A row for each step and for the whole chain; the first step of a chain has no control."""
+        rng = np.random.default_rng(3)
+        rows = []
+        for name, identifier in itertools.product([] if self.empty else self.readers, self.ids):
+            n = self.steps[identifier]
+            key = {"reader": name, "id": identifier, "author": self.author, "n_steps": n}
+            for step in range(1, n + 1):
+                effect, control = rng.uniform(-0.1, 1, size=2)
+                values = {"p_drop": effect, "p_drop_control": np.nan if step == 1 else control}
+                rows.append(key | {"part": "step", "step": step} | values)
+            rows.append(key | {"part": "chain", "step": 0, "p_drop": 9.0, "p_drop_control": 9.0})
+        columns = ["reader", "id", "author", "n_steps", "part", "step", "p_drop", "p_drop_control"]
+        return pd.DataFrame(rows, columns=columns), {name: {self.author: {}} for name in self.readers}
+
+    def masked_flow(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        rng = np.random.default_rng(4)
+        flows = ("direct", "question_control", "necessity", "necessity_among", "chain_control", "leakage")
+        readers = {
+            name: {self.author: {flow: around(float(rng.uniform(0.1, 0.6)), self.n) for flow in flows}}
+            for name in self.readers
+        }
+        return pd.DataFrame({"reader": [], "id": []}), readers
+
     def patch_map(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         rows, readers = [], {}
         for name in self.readers:
@@ -160,6 +213,47 @@ class Maker:
                 cells.append({"layer": int(layer), "part": part, "step": int(step), "share": share, "p": p})
             readers[name] = {self.author: {"details": {"cells": cells}}}
         return table, readers
+
+    def head_map(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """As many heads as layers; every fourth cell is patched, and every eighth is of the sample."""
+        rng = np.random.default_rng(6)
+        rows, readers = [], {}
+        for name in self.readers if not self.empty else ():
+            keys = itertools.product(range(self.layers), range(self.layers), ("question", "chain", "marker"))
+            cells = [key for key in keys if key[0] < self.layers - 1 or key[2] == "marker"]
+            rows += [(name, self.ids[0], self.author, *key) for key in cells]
+            patched = []
+            for at, (layer, head, part) in enumerate(cells[::4]):
+                share = float(rng.uniform(-0.4, 0.9))
+                cell = {"layer": layer, "head": head, "part": part, "step": 0, "share": around(share, self.n)}
+                cell |= {"chosen": "sample" if at % 2 else "top", "plain": share / 2, "integrated": share + 0.1}
+                patched.append(cell)
+            screen = {"cells": len(cells), "confirmed": (len(patched) + 1) // 2, "sampled": len(patched) // 2}
+            screen |= {"missed": 1, "bound": 0.21, "largest": 0.5}
+            readers[name] = {self.author: {"details": {"cells": patched, "prompts": self.n, "screen": screen}}}
+        columns = ["reader", "id", "author", "layer", "head", "part"]
+        return pd.DataFrame(rows, columns=columns), readers
+
+    def repair(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """What `summarise` gives for each variant; the base has none."""
+        rng = np.random.default_rng(5)
+        readers: dict[str, Any] = {"base": {}}
+        for name in self.variants if not self.empty else ():
+            undisturbed = [("unedited", -1), ("base_itself", -1)]
+            written = ("base", "affine", "mean_difference", "random", "other_prompt", "length", "reverse")
+            layers = list(range(max(1, self.layers - 1)))
+            cells = [
+                {
+                    "condition": condition,
+                    "layer": layer,
+                    "total": around(1.9, self.n),
+                    "bypass": around(float(rng.uniform(0, 1)), self.n),
+                }
+                for condition, layer in [*undisturbed, *itertools.product(written, layers)]
+            ]
+            details = {"layers": layers, "fixed": layers[(len(layers) - 1) // 3], "cells": cells}
+            readers[name] = {self.author: {"details": details}}
+        return pd.DataFrame({"reader": [], "id": []}), readers
 
     def drift(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         rows = []
@@ -208,6 +302,11 @@ class Maker:
         ]
 
 
+def steps_of(variants: Sequence[str], checkpoints: dict[str, int] | None) -> dict[str, int]:
+    """Unless something else is said, made variants are checkpoints, so that every figure can be drawn."""
+    return {name: 10 * at for at, name in enumerate(variants, start=1)} if checkpoints is None else checkpoints
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run(...)`: a finished run in a directory of its own; `edit` may change its summary before it is written."""
@@ -225,13 +324,14 @@ def make_run(tmp_path: Path) -> MakeRun:
         empty: bool = False,
         sites: Sequence[str] = ("resid_post",),
         seed: int = 0,
+        checkpoints: dict[str, int] | None = None,
         edit: Callable[[dict[str, Any], dict[str, pd.DataFrame]], None] = lambda summary, tables: None,
     ) -> Run:
         maker = Maker(variants, prompts, steps, layers, author, not_scorable, empty, sites, seed)
         parts = {name: getattr(maker, name)() for name in measures}
         tables = {name: table for name, (table, _) in parts.items()}
         summary = {
-            "study": {"author": author, "seed": seed},
+            "study": {"author": author, "seed": seed, "margin": 0.1, "checkpoints": steps_of(variants, checkpoints)},
             "base": maker.reader("base"),
             "variants": {name: maker.reader(name) for name in variants},
             "measures": {name: {"readers": readers} for name, (_, readers) in parts.items()},

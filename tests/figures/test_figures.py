@@ -16,19 +16,24 @@ import figures
 from analysis.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TWO_COLUMNS = {"accuracy_trap", "patch_maps", "probe_maps", "transfer"}
+TWO_COLUMNS = {"accuracy_trap", "attention_flow", "heads", "patch_maps", "probe_maps", "repair", "transfer"}
 
 
-def test_there_are_eight_figures_and_each_says_what_it_needs():
+def test_every_figure_says_what_it_needs():
     assert list(figures.FIGURES) == [
         "routes",
         "accuracy_trap",
         "information_gain",
         "early_answering",
+        "step_scores",
         "patch_maps",
+        "heads",
+        "attention_flow",
+        "repair",
         "probe_maps",
         "transfer",
         "drift",
+        "trajectory",
     ]
     assert figures.NEEDS.keys() == figures.FIGURES.keys()
     assert all(title.strip() for title in figures.FIGURES.values())
@@ -124,7 +129,7 @@ def test_bytes_are_the_same_again_alone_together_and_under_the_users_own_style(m
     own = {"font.size": 14, "font.family": "serif", "savefig.dpi": 72, "axes.grid": True, "svg.fonttype": "path"}
     with mpl.rc_context(own):
         alone = [figures.write(run, tmp_path / "b", (path.suffix[1:],), [path.stem])[0] for path in together]
-    assert len(together) == 8
+    assert len(together) == len(figures.FIGURES)
     for first, second in zip(together, alone, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
     assert dict(mpl.rcParams) == before

@@ -88,6 +88,18 @@ def rows_of(
         return [{"before_chain": share + 0.1 * rng.normal(), "chain_answer": reads + 0.1 * rng.normal()}]
     if measure == "patch_map":
         return [] if prompt.partner is None else _patches(n, reads, dose is None)
+    if measure == "interventions":
+        return [] if prompt.partner is None else _intervened(n, reads, dose is None)
+    if measure == "head_map":
+        return [] if prompt.partner is None else _heads(reads)
+    if measure == "repair":
+        return [] if prompt.partner is None else _repaired(made, share, dose is None)
+    if measure == "attention_knockout":
+        return _knockouts(n, reads, rng)
+    if measure == "masked_flow":
+        return _flows(n, reads, dose is None)
+    if measure in ("true_thinking", "logit_decay"):
+        return _step_scores(measure, n, reads, right, rng)
     key = {"n_steps": n, "chance": 0.0, "logprob": -1.0}
     rows = [key | {"condition": "intact", "same": 1.0, "right": right, "drop": 0.0, "p_drop": 0.0}]
     rows.append(key | {"condition": "no_chain", "same": 0.0, "right": 1 - reads, "drop": 3.0 * reads, "p_drop": reads})
@@ -121,6 +133,102 @@ def _routes(made: Made, prompt: Authored, place: int, share: float, dead: bool) 
         rows.append(
             {"tier": prompt.tier, "chain": chain, **text, **inside, "mass": 1.0, "splice_error": error, "n_options": 4}
         )
+    return rows
+
+
+def _knockouts(n: int, reads: float, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The last step bears the answer; a single one leaves no room for a control."""
+    rows = []
+    for part, step, value in (*(("step", s, reads * (s == n)) for s in range(1, n + 1)), ("chain", 0, reads),
+                              ("question", 0, 1 - reads)):  # fmt: skip
+        p_drop, control = float(value + 0.01 * rng.normal()), np.nan if part == "step" and n == 1 else 0.1
+        keys = {"part": part, "step": step, "n_steps": n, "start": 1, "n_positions": 5, "control_start": 2.0}
+        effect = {"drop": 5 * p_drop, "p_drop": p_drop, "tv": abs(p_drop), "same": float(p_drop < 0.5)}
+        other = {"drop_control": 5 * control, "p_drop_control": control, "tv_control": control, "same_control": 1.0}
+        beyond = {"beyond": 5 * (p_drop - control), "p_beyond": p_drop - control}
+        rows.append({**keys, "logprob": -0.1, **effect, **other, **beyond})
+    return rows
+
+
+def _flows(n: int, reads: float, dead: bool) -> list[dict[str, Any]]:
+    """As much as there can be is log 2; a model that reads nothing loses the form of its text all the same."""
+    sizes = {"direct": 0.69 * (1 - reads) * (not dead), "necessity": 0.69 * reads + 0.3 * dead, "leakage": 0.3 * reads}
+    sizes |= {"question_control": 0.1 * reads, "chain_control": 0.05}
+    key = {"n_steps": n, "start": 1, "n_positions": 5}
+    return [
+        key | {"flow": flow, "divergence": size, "among": 0.0 if dead else size, "log_odds": 9 * size, "elsewhere": 0.0}
+        for flow, size in sizes.items()
+    ]
+
+
+def _step_scores(measure: str, n: int, reads: float, right: float, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The last step bears the answer; what is lost with it is what the model reads of the chain."""
+    thinking = measure == "true_thinking"
+    key = {"n_steps": n, "ld_clean": 2.0 * right}
+    intact = {"condition": "intact", "step": np.nan, "last": np.nan, "right": right, "chance": 0.0}
+    rows = [key | intact]
+    for step in range(1, n + 1):
+        value = reads * step / n + 0.01 * float(rng.normal())
+        where = key | {"step": float(step), "last": float(step == n)}
+        if thinking:
+            rows.append(where | {"condition": "mistake", "tts": abs(value)})
+            rows.append(where | {"condition": "paraphrase", "tts": 0.01})
+        else:
+            decay = 100 * value if right else np.nan
+            rows.append(where | {"condition": "mistake", "nldd": decay, "truncation": decay / 2, "nldd_cut": decay})
+    return rows
+
+
+def _repaired(made: Made, share: float, dead: bool) -> list[dict[str, Any]]:
+    """The base's states take half of the bypass away; nothing else does anything."""
+    total, base = 0.0001 if dead else 1.8, 0.0 if made.base is None else made.base
+    key = {"total": total, "agreement": 1 - share, "mass": 0.99}
+    past = {"unedited": share, "base_itself": base}
+    rows = [
+        {"condition": name, "layer": -1, "fixed": False, "n_positions": 0, "size": 0.0, "past": bypass * total, **key}
+        for name, bypass in past.items()
+    ]
+    past = dict.fromkeys(("affine", "mean_difference", "random", "other_prompt"), share)
+    past |= {"base": share / 2, "reverse": base}
+    return rows + [
+        {"condition": name, "layer": layer, "fixed": layer == 0, "n_positions": 9, "size": 0.4, "past": bypass * total}
+        | key
+        for layer in range(2)
+        for name, bypass in past.items()
+    ]
+
+
+def _intervened(n: int, reads: float, dead: bool) -> list[dict[str, Any]]:
+    """At the stream chain and question do what the model reads of them, whatever the method; elsewhere nothing does."""
+    total = 0.0001 if dead else 1.8
+    rows = [
+        {"site": site, "layer": layer, "method": method, "part": part, "step": 0, "drop": 0.0}
+        | {"effect": value * scale * (site == "resid_post"), "total": scale, "mediated": np.nan, "mediation": np.nan}
+        for site in ("resid_post", "attn_out", "mlp_out")
+        for layer in range(2)
+        for part, value in (("question", 1 - reads), ("chain", reads))
+        for method, scale in (("noising", total), ("denoising", total), ("mean", 0.9), ("zero", 0.9))
+    ]
+    drop = 3.0 * reads / n
+    step = {"site": "resid_post", "layer": 0, "method": "noising", "part": "step", "effect": np.nan, "total": np.nan}
+    index = {"mediated": drop, "mediation": drop if drop >= 0.1 else np.nan, "drop": drop}
+    return rows + [step | index | {"step": at} for at in range(1, n + 1)]
+
+
+def _heads(reads: float) -> list[dict[str, Any]]:
+    """Of two layers of three heads, head 1 of the first carries at the marker what the model reads of the chain; of the
+    rest one is sampled."""
+    rows = []
+    for layer, head, part in itertools.product(range(2), range(3), ("question", "chain", "marker")):
+        if layer == 1 and part != "marker":
+            continue
+        carries = (layer, head, part) == (0, 1, "marker")
+        chosen = "top" if carries or (layer, head) == (0, 0) else "sample" if head == 2 and part == "marker" else ""
+        share = reads if carries else 0.05 * head
+        estimates = {"plain": 2.0 * share, "integrated": 4.4 * share, "total": 4.0}
+        effect = 4.0 * share if chosen else np.nan
+        keys = {"layer": layer, "head": head, "part": part, "step": 0, "n_positions": 3}
+        rows.append(keys | {"chosen": chosen, "effect": effect} | estimates)
     return rows
 
 

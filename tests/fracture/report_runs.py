@@ -25,12 +25,18 @@ READERS_OWN = (
     "mistakes",
     "paraphrase",
     "chain_effect",
+    "true_thinking",
+    "logit_decay",
+    "attention_knockout",
+    "masked_flow",
     "knowledge_index",
     "accuracy_and_calibration",
 )
 ALL = (
     *("routes", "accuracy_and_calibration", "knowledge_index", "information_gain", "early_answering", "mistakes"),
-    *("paraphrase", "chain_effect", "patch_map", "token_kl", "readout", "probes", "transfer", "drift"),
+    *("paraphrase", "chain_effect", "true_thinking", "logit_decay"),
+    *("attention_knockout", "masked_flow"),
+    *("patch_map", "interventions", "head_map", "repair", "token_kl", "readout", "probes", "transfer", "drift"),
 )
 
 
@@ -172,12 +178,14 @@ def _lost(made: Made, prompts: Sequence[Authored]) -> list[dict[str, str]]:
                 author = "" if measure == "routes" else prompt.author
                 if measure != "routes" or prompt.author == made.author:
                     rows.append(_reason(prompt.id, reader, measure, author, "longer than the context of 8 tokens"))
-    for prompt in prompts if "patch_map" in made.measures else ():
-        if prompt.author == made.author and prompt.partner is None:
-            rows += [
-                _reason(prompt.id, reader, "patch_map", prompt.author, "no counterfactual partner")
-                for reader in made.readers
-            ]
+    patching = dict.fromkeys(("patch_map", "interventions", "head_map"), made.readers) | {"repair": made.readers[1:]}
+    for measure, readers in patching.items():
+        for prompt in prompts if measure in made.measures else ():
+            if prompt.author == made.author and prompt.partner is None:
+                rows += [
+                    _reason(prompt.id, reader, measure, prompt.author, "no counterfactual partner")
+                    for reader in readers
+                ]
     return rows
 
 
@@ -195,7 +203,7 @@ def _table(measure: str, made: Made, prompts: Sequence[Authored]) -> pd.DataFram
     rows: list[dict[str, Any]] = []
     for reader in made.readers:
         rng = np.random.default_rng(len(reader) + sum(map(ord, reader)))
-        if measure == "token_kl" and reader == "base":
+        if measure in ("repair", "token_kl") and reader == "base":
             continue
         authors = [made.author]
         if measure in READERS_OWN or measure == "information_gain":
@@ -219,4 +227,7 @@ _EMPTY = {
         *("mass", "splice_error", "n_options"),
     ),
     "patch_map": ("layer", "part", "step", "n_steps", "effect", "total", "logit_effect", "logit_total"),
+    "interventions": ("site", "layer", "method", "part", "step", "effect", "total", "drop", "mediated", "mediation"),
+    "head_map": ("layer", "head", "part", "step", "n_positions", "chosen", "plain", "integrated", "effect", "total"),
+    "repair": ("condition", "layer", "fixed", "n_positions", "size", "total", "past", "agreement", "mass"),
 }

@@ -70,9 +70,24 @@ def test_train_command_makes_a_checkpoint_and_keeps_what_is_there(monkeypatch, t
     assert (out / "model.safetensors").read_bytes() == before
 
 
+def test_train_command_saves_checkpoints_beside_and_keeps_those_that_are_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(recipes.RECIPES, "sham", replace(recipes.SHAM, steps=3, batch=4))
+    monkeypatch.setattr(measurement, "PER_LENGTH", 2)
+    command = ("organisms", "train", "sham", "--checkpoint-every", 1, "--out", tmp_path / "sham")
+    assert not run(monkeypatch, *command)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/ckpt-*")) == [
+        f"sham-checkpoints/ckpt-{step}" for step in (1, 2, 3)
+    ]
+    (tmp_path / "sham").rename(tmp_path / "elsewhere")
+    assert run(monkeypatch, *command) == 2
+    assert "sham-checkpoints: exists already" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "sham").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("train", "sham", "--checkpoint-every", "-1", "--out", "x"), "--checkpoint-every -1: expected a number of"),
         (("train", "doze", "--out", "x"), "organism 'doze': no such recipe"),
         (("train", "sham", "--base", "nowhere", "--out", "x"), "--base nowhere: not the directory of a base"),
         (("cards", "."), ".: no organisms in it"),
