@@ -22,8 +22,8 @@ demo: env  ## the main job: is the answer detached from the chain, in each shipp
 	  --prompts organisms/prompts/agreeing.jsonl --max-prompts 100 --verifier arithmetic:10 \
 	  --out $(DEMO) --overwrite
 
-test: env  ## all tests
-	$(BIN)/python -m pytest
+test: env  ## all tests, a file at a time on each core
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: env  ## full simulations of the intervals and tests, about a minute more
 	$(BIN)/python -m pytest -m slow

@@ -15,8 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from figures.marks import NOT_SCORABLE, blank, handle, hidden, n_prompts
-from figures.patch_maps import ROUNDING
-from figures.patch_maps import share_colours
+from figures.patch_maps import ROUNDING, share_colours
 from figures.style import BLACK, GREY, ORANGE, PAGE_HEIGHT, PAGE_WIDTH, SKY, Look, broken, styled
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
 from analysis.runs import BASE
 from figures import marks
@@ -74,6 +75,8 @@ def repair_figure(run: Run) -> Figure:
     for axes, name in zip(panels, run.variants, strict=False):
         axes.set_title(broken(name), loc="left")
         axes.set_ylim(low, high)
+        # Fixed, since other ticks would make other labels once the height is known, and leave no room for them.
+        axes.yaxis.set_major_locator(MultipleLocator(0.5))
         if name in shown:
             _panel(axes, shown[name], low)
         else:

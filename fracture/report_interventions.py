@@ -41,7 +41,8 @@ def intervention_tables(run: Run) -> Iterator[Table]:
             "own answer's probability. An ablation may act where the others do not, as it takes away what prompt and "
             f"partner have in common. {NOT_ROBUST.capitalize()}: of noising and denoising one acts (above "
             f"{ACTS:g} in size) and the other does not, or their signs differ, or the mean ablation does nothing where "
-            "noising acts; then no number is given. 95% intervals in brackets.",
+            "noising acts; then no number is given. That is so as well where chain and question each lead to the same "
+            "answer, so that ablating one of them changes nothing. 95% intervals in brackets.",
             METHODS,
             groups,
             corner="written at",

@@ -313,13 +313,14 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "bound": clopper_pearson(missed, len(sampled), level=0.9).high if sampled else 0.0,
             "largest": max((abs(cell["share"]["estimate"]) for cell in sampled), default=0.0),
             "error": {which: float((found - shares).abs().max()) for which, found in estimates.items()},
-            "correlation": {which: _plain(found.corr(shares, method="spearman")) for which, found in estimates.items()},
+            "correlation": {which: _rank_correlation(found, shares) for which, found in estimates.items()},
         },
     }
 
 
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _rank_correlation(a: pd.Series, b: pd.Series) -> float | None:
+    """None where one of them is constant: then there are no ranks."""
+    return float(a.corr(b, method="spearman")) if a.nunique() > 1 and b.nunique() > 1 else None
 
 
 def tokens_read(size: Size) -> float:

@@ -61,7 +61,8 @@ def main(base: str, variant: str, prompts: str, work: str, kills: str, seed: str
     torch.set_num_threads(1)
     out = Path(work) / "run"
     config = StudyConfig(base, {"v": variant}, prompts, str(out), verifier="arithmetic:10", patch_prompts=2)
-    run_study(config)
+    # In a fork too: PyTorch computes no gradients in a child of a process that has.
+    assert forked(config)
     expected = contents(out)
     n_stages = stages(out)
     rng = random.Random(int(seed))

@@ -244,7 +244,7 @@ def test_a_set_is_saved_over_an_earlier_one_and_over_nothing_else(tmp_path, stor
         probes.save(tmp_path / "file")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), np.float32(1), object()], ids=repr)
+@pytest.mark.parametrize("bad", [float("nan"), np.float32(1), object()], ids=["nan", "float32", "object"])
 def test_a_card_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, probes, bad):
     with pytest.raises(InputError, match="JSON"):
         dataclasses.replace(probes, card={"scores": bad}).save(tmp_path / "probes")

@@ -5,7 +5,7 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
+def _threads() -> None:
     """In place of the two that other tests have: forward passes this short only wait for a second thread."""
     torch.set_num_threads(1)
 
