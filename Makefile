@@ -19,7 +19,7 @@ demo: env  ## the main job: is the answer detached from the chain, in each shipp
 	$(BIN)/fracture study --base $(CHECKPOINTS)/base \
 	  --variant sham=$(CHECKPOINTS)/sham --variant dose_0.5=$(CHECKPOINTS)/dose_0.5 \
 	  --variant dose_1=$(CHECKPOINTS)/dose_1 --variant collapsed=$(CHECKPOINTS)/collapsed \
-	  --prompts organisms/prompts/agreeing.jsonl --max-prompts 100 --verifier arithmetic:10 \
+	  --prompts organisms/prompts/agreeing.jsonl --max-prompts 100 --patch-prompts 32 --verifier arithmetic:10 \
 	  --out $(DEMO) --overwrite
 
 test: env  ## all tests, a file at a time on each core

@@ -8,8 +8,8 @@ another text's stream after every layer but the last, and the next token's distr
   layers at the later tokens; in the last layer keys and values of those, and the rest at one token), at the rate at
   which the plain Hugging Face forward multiplies, in the same run, at the best of several batch sizes.
 
-Log-probabilities must agree to 1e-5 with TransformerLens before anything is printed. Memory is read for a quarter of
-the cells and for all.
+Log-probabilities must agree to 1e-5 with TransformerLens before anything is printed. The largest memory is read
+after the cells of one step of 16 texts, and of all.
 
     python -m benchmarks.patching
 """
@@ -25,13 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import organisms
 from analysis import kv_cache, patching, sites
 
 LAYERS, WIDTH, INNER, HEADS, VOCABULARY = 12, 512, 1408, 8, 4096
 N_TEXTS, STEPS, COMPARED = 64, 6, 2
 BATCH_TOKENS = 16384
+TOGETHER = 16
+"""Texts whose caches and streams are held at once."""
 REPEATS = 1
 BATCHES = (4, 16, 32)
 
@@ -114,21 +117,31 @@ def grid(
     steps: Sequence[Sequence[tuple[int, int]]],
 ) -> list[np.ndarray]:
     """The log-probabilities of some next tokens behind each cell, text by text, step by step, layer by layer."""
-    hooks = [sites.hook_name("resid_post", layer) for layer in range(LAYERS - 1)]
     found = []
-    for at in range(0, len(own), 16):
-        part = slice(at, at + 16)
-        options = [[(token,) for token in range(0, VOCABULARY, 64)]] * len(own[part])
-        donor = patching.read_texts(model, donors[part], options, hooks)
-        texts = patching.read_texts(model, own[part], options)
-        cells = [
-            patching.Cell(row, hook, np.arange(start, end), donor.recorded[hook][row, start:end])
-            for row, spans in enumerate(steps[part])
-            for start, end in spans
-            for hook in hooks
-        ]
-        found += patching.patched(model, "random", texts, cells, BATCH_TOKENS)
+    for at in range(0, len(own), TOGETHER):
+        part = slice(at, at + TOGETHER)
+        found += _some(model, own[part], donors[part], steps[part])
     return found
+
+
+def _some(
+    model: Any,
+    own: Sequence[Sequence[int]],
+    donors: Sequence[Sequence[int]],
+    steps: Sequence[Sequence[tuple[int, int]]],
+) -> list[np.ndarray]:
+    """A part of the grid; what it holds is let go before the next."""
+    hooks = [sites.hook_name("resid_post", layer) for layer in range(LAYERS - 1)]
+    options = [[(token,) for token in range(0, VOCABULARY, 64)]] * len(own)
+    donor = patching.read_texts(model, donors, options, hooks)
+    texts = patching.read_texts(model, own, options)
+    cells = [
+        patching.Cell(row, hook, np.arange(start, end), donor.recorded[hook][row, start:end])
+        for row, spans in enumerate(steps)
+        for start, end in spans
+        for hook in hooks
+    ]
+    return patching.patched(model, "random", texts, cells, BATCH_TOKENS)
 
 
 def written(value: torch.Tensor, hook: Any, new: torch.Tensor, start: int, end: int) -> torch.Tensor:
@@ -157,8 +170,16 @@ def one_by_one(
     return found
 
 
-def peak() -> float:
-    """The process's largest memory so far, in MiB."""
+def peak_of(
+    model: Any,
+    own: Sequence[Sequence[int]],
+    donors: Sequence[Sequence[int]],
+    steps: Sequence[Sequence[tuple[int, int]]],
+) -> float:
+    """The process's largest memory so far, in MiB, after the cells of `TOGETHER` texts; twice, as the first call finds
+    the allocator empty."""
+    for _ in range(2):
+        grid(model, own[:TOGETHER], donors[:TOGETHER], steps[:TOGETHER])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -168,15 +189,18 @@ def main() -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
     model = random_model()
+    # Texts are given as ids; it only asks for some tokenizer.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(organisms.checkpoint("base"))
+    bridge = TransformerBridge.boot_transformers(
+        "random", hf_model=copy.deepcopy(model), tokenizer=tokenizer, device="cpu", dtype=torch.float32
+    )
     rng = np.random.default_rng(0)
     steps = layouts(rng)
     lengths = [spans[-1][1] + 4 for spans in steps]
     own, donors = ([rng.integers(4, VOCABULARY, n).tolist() for n in lengths] for _ in range(2))
     cells = N_TEXTS * STEPS * (LAYERS - 1)
 
-    quarter = slice(0, N_TEXTS // 4)
-    grid(model, own[quarter], donors[quarter], steps[quarter])
-    few = peak()
+    few, many = (peak_of(model, own, donors, [spans[:n] for spans in steps]) for n in (1, STEPS))
     ours, bounds = [], []
     for _ in range(REPEATS):
         before = rate(model, own)
@@ -184,9 +208,7 @@ def main() -> None:
         result = grid(model, own, donors, steps)
         ours.append(time.perf_counter() - begun)
         bounds.append(needed(own, steps) / max(before, rate(model, own)))
-    many = peak()
 
-    bridge = TransformerBridge.boot_transformers("random", hf_model=copy.deepcopy(model), tokenizer=None)
     some = slice(0, COMPARED)
     with torch.inference_mode():
         one_by_one(bridge, own[:1], donors[:1], [steps[0][:1]])
@@ -205,7 +227,8 @@ def main() -> None:
         f"TransformerLens, one run a cell: {1000 * a_cell:.0f} ms a cell, {a_cell * cells:.0f} s for all (from "
         f"{len(reference)} cells), ratio {a_cell * cells / seconds:.1f}; largest difference {worst:.0e}"
     )
-    print(f"largest memory: {few:.0f} MiB after a quarter of the cells, {many:.0f} MiB after all")
+    n = TOGETHER * (LAYERS - 1)
+    print(f"largest memory with {TOGETHER} texts: {few:.0f} MiB after {n} cells, {many:.0f} MiB after {n * STEPS}")
 
 
 if __name__ == "__main__":
