@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.authored import GOLD
 from analysis.measures.drift import MAX_PROMPTS
 from analysis.measures.information_gain import CHAIN
+from analysis.measures.repair_states import UNEDITED
 from analysis.measures.routes import NO_CONCLUSION, WHOLE
 from analysis.measures.text_tests import INTACT
 from analysis.models import BASE
@@ -180,7 +181,7 @@ def _of_stores(run: Run, measure: str) -> Iterator[Account]:
 def _counts(measure: str, rows: pd.DataFrame) -> pd.Series[bool]:
     """Which rows say that a prompt was scored: those that every scored prompt has once."""
     if "condition" in rows:
-        return rows["condition"].isin([INTACT, CHAIN])
+        return rows["condition"].isin([INTACT, CHAIN, UNEDITED])
     if measure == "readout":
         return rows[["before_chain", "chain_answer"]].notna().any(axis=1)
     # A prompt that could not be scored keeps its row there, for what the model wrote.

@@ -64,6 +64,8 @@ def main(base: str, variant: str, prompts: str, work: str, kills: str, seed: str
     # In a fork too: PyTorch computes no gradients in a child of a process that has.
     assert forked(config)
     expected = contents(out)
+    # All measures are in it, and every prompt must be accounted for.
+    assert b"not accounted for" not in expected["report.md"]
     n_stages = stages(out)
     rng = random.Random(int(seed))
     left: list[int] = []
