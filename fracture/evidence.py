@@ -128,5 +128,8 @@ def _stance(difference: Mapping[str, Any], quantity: Quantity, margin: float, q:
 
 
 def _shown(estimate: Mapping[str, Any]) -> str:
-    centre, low, high = (f"{round(estimate[key], 2) + 0.0:+.2f}" for key in ("estimate", "low", "high"))
-    return f"{centre} [{low}, {high}]"
+    limits = [estimate["low"], estimate["high"]]
+    centre, *ends = (
+        f"{round(value, 2) + 0.0:+.2f}" for value in (estimate["estimate"], *(end for end in limits if end is not None))
+    )
+    return f"{centre} [{', '.join(ends)}]" if len(ends) == len(limits) else centre

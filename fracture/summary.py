@@ -22,6 +22,9 @@ from fracture.verdict import NOT_SCORABLE, Form, is_scorable, judge
 SCHEMA_VERSION = 2
 DESCRIPTIVE = 3
 SIMPSON = "Simpson: strata disagree"
+READ_BEFORE = "read in the first layer already"
+_NO_CHANGE = {"simpson": SIMPSON, "read_before": READ_BEFORE}
+"""What `Measure.compare` may find → what stands in place of the changes then."""
 
 
 def summarise(
@@ -194,11 +197,12 @@ def _changes(measure: Measure, base: pd.DataFrame, variant: pd.DataFrame) -> dic
             found[quantity.name] = _change(change(base, variant, quantity))
     if measure.compare:
         found["details"] = measure.compare(base, variant)
-        if found["details"].get("simpson"):
-            # What is up in one part of the prompts and down in another has no pooled change worth printing.
+        # What is up in one part of the prompts and down in another has no pooled change worth printing; and a patch
+        # after the first layer says nothing of a route that ends within it.
+        words = next((say for name, say in _NO_CHANGE.items() if found["details"].get(name)), None)
+        if words is not None:
             found = {
-                name: SIMPSON if isinstance(value, dict) and name != "details" else value
-                for name, value in found.items()
+                name: words if isinstance(value, dict) and name != "details" else value for name, value in found.items()
             }
     return found
 

@@ -65,7 +65,7 @@ def find_checkpoints(globs: Sequence[str]) -> dict[int, Path]:
     Raises:
         InputError: if there is no directory, if one's name does not end in a step, or if two have the same.
     """
-    if odd := [pattern for pattern in globs if not isinstance(pattern, str)]:
+    if odd := [pattern for pattern in globs if not isinstance(pattern, str) or not pattern.strip()]:
         raise InputError(f"checkpoints: {odd[0]!r} is no glob; expected a text such as 'runs/sft/checkpoint-*'")
     patterns = [str(Path(pattern).expanduser()) for pattern in globs]
     # A name that is there is meant as it is, even if it has a bracket in it; one found by two globs is one.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
@@ -17,6 +19,7 @@ from analysis.cells import Excluded
 from analysis.measures.protocol import Settings
 from analysis.measures.session import Session
 from analysis.measures.text_tests import NO_STEPS
+from analysis.routes import MIN_TOTAL_EFFECT
 from analysis.traces import Trace
 
 QUESTION, CHAIN, STEP, CONTROL = "question", "chain", "step", "control"
@@ -24,6 +27,8 @@ ANOTHER_PROMPT = 3
 MIN_LOGIT_TOTAL = 1.0
 """A smaller difference between the two runs' logit differences divides by noise; such a prompt has no logit form."""
 
+MIN_HELD = 0.5
+"""Where question and chain together hold less of the effect behind the first layer, the answer was read within it."""
 ONE_BLOCK = "the model has a single block, behind which nothing reads what is written"
 
 Places = Bool[ndarray, " token"]
@@ -130,6 +135,13 @@ def batches(jobs: Sequence[Aligned], batch_tokens: int) -> Iterator[list[Aligned
         yield batch
 
 
+def in_order(table: pd.DataFrame, jobs: Sequence[Aligned]) -> pd.DataFrame:
+    """The rows by prompt, in the order of these, whatever was batched with what; a prompt's own rows as they are."""
+    place = {(job.prompt.id, job.prompt.author): at for at, job in enumerate(jobs)}
+    keys = [place[key] for key in zip(table["id"], table["author"], strict=True)]
+    return table.iloc[np.argsort(keys, kind="stable")].reset_index(drop=True)
+
+
 def cell(row: int, hook: str, of: patching.Texts, where: Places) -> patching.Cell:
     """The run of a text in which what others had at a hook and the marked tokens replaces its own."""
     places = np.flatnonzero(where)
@@ -155,6 +167,25 @@ def effects(own: ndarray, donor: ndarray, patched: ndarray) -> dict[str, float]:
         "logit_effect": differences[2] - differences[0] if scored else np.nan,
         "logit_total": logit_total if scored else np.nan,
     }
+
+
+def read_before(base: pd.DataFrame, variant: pd.DataFrame) -> dict[str, Any]:
+    """Whether one of two readers has read the answer within the first layer.
+
+    Then question and chain hold little of the effect behind it, and a change of their shares is none of the route.
+
+    Args:
+        base, variant: rows of partner's streams written behind the first layer, with `part`, `effect` and `total`.
+    """
+    return {"read_before": any(held_after_first(rows) < MIN_HELD for rows in (base, variant))}
+
+
+def held_after_first(rows: pd.DataFrame) -> float:
+    """The share of the effect that question and chain together still carry over behind the first layer."""
+    totals = rows.loc[rows["part"] == CHAIN, "total"]
+    held = rows.loc[rows["part"].isin([QUESTION, CHAIN]), "effect"].sum()
+    # Of readers with hardly an effect nothing is read anywhere; that is said elsewhere.
+    return float(held / totals.sum()) if totals.mean() >= MIN_TOTAL_EFFECT else 1.0
 
 
 def among(logprobs: Float[ndarray, " option"]) -> Float[ndarray, " option"]:

@@ -29,7 +29,7 @@ from analysis.attribution import STEPS, Network, attribute
 from analysis.authored import Authored
 from analysis.cells import MIN_OPTION_MASS, Excluded
 from analysis.errors import InputError
-from analysis.measures.aligned import MIN_LOGIT_TOTAL, Aligned, Places, align, batches
+from analysis.measures.aligned import MIN_LOGIT_TOTAL, Aligned, Places, align, batches, in_order
 from analysis.measures.protocol import Measure, Measured, Settings, Size
 from analysis.measures.session import Session
 from analysis.statistics import clopper_pearson
@@ -105,7 +105,7 @@ def head_map(session: Session, prompts: Sequence[Authored], settings: Settings) 
     keys = list(zip(table["layer"], table["head"], table["part"], table["step"], strict=True))
     table["chosen"] = [chosen.get(key, "") for key in keys]
     table["effect"] = [exact.get(key, np.nan) for key in zip(table["id"], table["author"], keys, strict=True)]
-    return Measured(table, excluded)
+    return Measured(in_order(table, jobs), excluded)
 
 
 def _jobs(session: Session, jobs: Sequence[Aligned]) -> list[_Job | str]:

@@ -40,6 +40,8 @@ from analysis.measures.aligned import (
     among,
     batches,
     cell,
+    in_order,
+    read_before,
     spread,
 )
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings, Size
@@ -99,7 +101,7 @@ def interventions(session: Session, prompts: Sequence[Authored], settings: Setti
         rows += found
         excluded += unheld
         stage(len(batch))
-    return Measured(pd.DataFrame(rows, columns=list(COLUMNS)), excluded)
+    return Measured(in_order(pd.DataFrame(rows, columns=list(COLUMNS)), jobs), excluded)
 
 
 def _means(
@@ -243,6 +245,17 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     return {"shares": found, "prompts": int(table["id"].nunique())}
 
 
+def compare(base: pd.DataFrame, variant: pd.DataFrame) -> dict[str, Any]:
+    """Whether the first layer has read the answer in one of them, so that patches behind it cannot be compared."""
+    return read_before(*(_behind_first(rows) for rows in (base, variant)))
+
+
+def _behind_first(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[
+        (rows["site"] == SITES[0]) & (rows["layer"] == 0) & (rows["method"] == NOISING) & (rows["part"] != STEP)
+    ]
+
+
 def agree(shares: dict[str, Estimate]) -> bool:
     """Whether the methods say the same: noising and denoising both act or both do not, with one sign, and a mean
     ablation acts where noising does, and does not turn it round."""
@@ -286,6 +299,7 @@ MEASURE = Measure(
         ),
     ),
     summarise=summarise,
+    compare=compare,
     capped=True,
     tokens=tokens_read,
 )

@@ -24,7 +24,19 @@ from analysis import patching, sites, statistics
 from analysis.authored import Authored
 from analysis.cells import CHECK_TOLERANCE, HALF_TOLERANCE, MIN_OPTION_MASS, Excluded
 from analysis.errors import InputError
-from analysis.measures.aligned import CHAIN, CONTROL, ONE_BLOCK, QUESTION, Aligned, align, batches, cell, effects
+from analysis.measures.aligned import (
+    CHAIN,
+    CONTROL,
+    ONE_BLOCK,
+    QUESTION,
+    Aligned,
+    align,
+    batches,
+    cell,
+    effects,
+    in_order,
+    read_before,
+)
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings, Size
 from analysis.measures.session import Session
 
@@ -60,7 +72,7 @@ def patch_map(session: Session, prompts: Sequence[Authored], settings: Settings)
         rows += found
         excluded += unheld
         stage(len(batch))
-    return Measured(pd.DataFrame(rows, columns=list(COLUMNS)), excluded)
+    return Measured(in_order(pd.DataFrame(rows, columns=list(COLUMNS)), jobs), excluded)
 
 
 def _measure(session: Session, jobs: list[Aligned], settings: Settings) -> tuple[list[dict[str, Any]], list[Excluded]]:
@@ -166,6 +178,11 @@ def _after_first_layer(part: str, words: str, detached: Literal[-1, 0, 1]) -> Qu
     return Quantity(part, label, "share", "effect", "total", {"part": part, "layer": 0}, detached)
 
 
+def compare(base: pd.DataFrame, variant: pd.DataFrame) -> dict[str, Any]:
+    """Whether the first layer has read the answer in one of them, so that shares behind it cannot be compared."""
+    return read_before(*(rows[rows["layer"] == 0] for rows in (base, variant)))
+
+
 def tokens_read(size: Size) -> float:
     """About how many tokens one prompt takes: both runs, the checks, and each set of positions from its start on, in
     the layers above: half of them on average."""
@@ -187,6 +204,7 @@ MEASURE = Measure(
         _after_first_layer(CONTROL, "random positions", 0),
     ),
     summarise=summarise,
+    compare=compare,
     descriptive=True,
     capped=True,
     tokens=tokens_read,

@@ -81,3 +81,9 @@ def test_a_model_that_reads_nothing_gives_no_evidence():
     (finding,) = found(SHARE, changed(0.9), readable=False)
     assert finding.stance == "neither"
     assert "hardly reacts" in finding.text
+
+
+def test_one_prompt_has_a_change_without_limits_and_no_stance():
+    (finding,) = found(SHARE, _change(Change(statistics.mean(np.array([0.5])), 1.0)))
+    assert finding.stance == "neither"
+    assert "(+0.50 share)" in finding.text

@@ -91,6 +91,8 @@ def test_what_is_not_clear_is_an_error(directories, tmp_path):
     (tmp_path / "ckpt-1").write_text("a file")
     with pytest.raises(InputError, match=r"no directory matches 'ckpt-\*', 'c'"):
         find_checkpoints(["ckpt-*", "c"])
+    with pytest.raises(InputError, match="'' is no glob"):
+        find_checkpoints([""])
     for odd in (["ckpt-*", 5], 5):
         with pytest.raises(InputError, match="5 is no glob"):
             trajectory_config({**GIVEN, "checkpoints": odd})

@@ -133,7 +133,9 @@ def test_a_collapsed_reader_has_no_shares_in_the_residual_map():
     """
     base, collapsed = table(patch_map, "base"), table(patch_map, "collapsed")
     assert collapsed.groupby("id")["total"].first().mean() < 0.01
-    for name, found in summary._changes(patch_map.MEASURE, base, collapsed).items():
+    changes = summary._changes(patch_map.MEASURE, base, collapsed)
+    assert changes.pop("details") == {"read_before": False}
+    for name, found in changes.items():
         assert not (isinstance(found, dict) and found["difference"]["n"]), (name, found)
 
 

@@ -19,6 +19,7 @@ from analysis.measures.estimates import estimate
 from analysis.measures.patch_map import MEASURE, patch_map, summarise
 from analysis.models import ModelPair
 from analysis.prompts import Case
+from fracture import summary
 from tests.analysis.measures.oracles import SETTINGS, authored, doubled, opened, organism, shipped, table_of, tokens_of
 from tests.conftest import WORD_FORMAT, random_model, save_checkpoint, word_tokenizer
 
@@ -414,3 +415,45 @@ def test_a_model_of_one_block_has_no_map(tmp_path, any_mass):
     assert {item.reason for item in measured.excluded} == {
         "the model has a single block, behind which nothing reads what is written"
     }
+
+
+def first_layer_rows(question, chain, total, n=12):
+    """Rows of a made-up reader whose question and chain carry these effects after the first layer."""
+    return pd.DataFrame(
+        [
+            {"id": f"p{i}", "layer": 0, "part": part, "effect": effect, "total": total}
+            for i in range(n)
+            for part, effect in (("question", question), ("chain", chain), ("control", 0.1))
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "chain", "total", "expected"),
+    [
+        (0.0, 2.0, 2.0, False),
+        (1.0, 1.0, 2.0, False),
+        (0.0, 0.0, 2.0, True),
+        (0.3, 0.6, 2.0, True),
+        (0.0, 0.0, 0.1, False),
+    ],
+)
+def test_where_the_first_layer_has_read_the_answer_no_change_is_given(question, chain, total, expected):
+    """Shares of 0 behind it say nothing of the route; a reader without an effect is another matter."""
+    attached, other = first_layer_rows(0.0, 2.0, 2.0), first_layer_rows(question, chain, total)
+    for pair in ((attached, other), (other, attached)):
+        assert MEASURE.compare(*pair) == {"read_before": expected}
+        changes = summary._changes(MEASURE, *pair)
+        assert all(
+            (found == "read in the first layer already") == expected
+            for name, found in changes.items()
+            if name != "details"
+        )
+
+
+def test_rows_stand_in_the_order_of_the_prompts_whatever_the_batch(case):
+    session, prompts = case
+    for batch_tokens in (1, 16384):
+        table = patch_map(replace(session, batch_tokens=batch_tokens), prompts, SETTINGS).table
+        assert list(dict.fromkeys(table["id"])) == [prompt.id for prompt in prompts]
+        assert table.groupby("id", sort=False)["layer"].apply(lambda layers: layers.is_monotonic_increasing).all()
