@@ -101,9 +101,6 @@ def repair(session: Session, prompts: Sequence[Authored], settings: Settings) ->
         excluded = [Excluded(prompt.id, unlike, prompt.author) for prompt in prompts]
         return Measured(pd.DataFrame(columns=list(COLUMNS)), excluded)
     layers = sorted(set(settings.patch_layers or spread(len(sites.blocks(base.model)) - 1, MAX_LAYERS)))
-    if not layers:
-        excluded = [Excluded(prompt.id, ONE_BLOCK, prompt.author) for prompt in prompts]
-        return Measured(pd.DataFrame(columns=list(COLUMNS)), excluded)
     jobs, excluded = find_jobs(session, base, prompts, settings)
     patches = Patches(session, base, layers, halves(jobs, settings.seed), settings.seed)
     patches.learn(jobs)
@@ -133,7 +130,7 @@ def _unlike(base: Any, variant: Any) -> str | None:
     if shapes[0] != shapes[1]:
         described = " and ".join(f"{layers} layers of width {width}" for layers, width in shapes)
         return f"base and variant have states of different shape ({described})"
-    return "the model has one layer only, after which nothing is read" if shapes[0][0] < 2 else None
+    return ONE_BLOCK if shapes[0][0] < 2 else None
 
 
 class _Sums(NamedTuple):
