@@ -34,11 +34,11 @@ class Read:
 
     Attributes:
         last: the logits after each text's last token.
-        prefix: the runs' caches, if they were to be kept.
+        prefix: the runs' caches; without keys and values if they were not to be kept.
     """
 
     last: Float[Tensor, "entry vocab"]
-    prefix: kv_cache.Prefix | None
+    prefix: kv_cache.Prefix
 
 
 class _SharedLayer(DynamicLayer):  # type: ignore[misc]
@@ -126,9 +126,9 @@ def run(model: Any, name: str, texts: Texts, entries: Sequence[Entry], keep: boo
             )
     back = torch.empty(len(entries), dtype=torch.long, device=device)
     back[plan.order] = torch.arange(len(entries), device=device)
-    last = logits[:, 0].float()[back]
-    prefix = _prefix(texts, plan, shared, visible, (start + real.sum(1)), first) if keep else None
-    return Read(last, None if prefix is None else prefix.rows(back))
+    keys, values = _kept(texts, plan, shared, visible, first) if keep else ((), ())
+    prefix = kv_cache.Prefix(keys, values, visible[plan.base], (start + real.sum(1))[plan.base])
+    return Read(logits[:, 0].float()[back], prefix.rows(back))
 
 
 def _plan(entries: Sequence[Entry], device: torch.device) -> _Plan:
@@ -239,15 +239,10 @@ def _cut(model: Any, scored: Int[Tensor, " row"]) -> Iterator[None]:
         yield
 
 
-def _prefix(
-    texts: Texts,
-    plan: _Plan,
-    shared: Sequence[_SharedLayer],
-    visible: Tensor,
-    length: Int[Tensor, " base"],
-    first: int,
-) -> kv_cache.Prefix:
-    """The caches of the sorted entries: their own from their layer on, below it their text's."""
+def _kept(
+    texts: Texts, plan: _Plan, shared: Sequence[_SharedLayer], visible: Tensor, first: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Keys and values of the sorted entries, layer by layer: their own from their layer on, below it their text's."""
     device = visible.device
     start, text = (torch.tensor(of, device=device)[plan.base] for of in (plan.base_start, plan.base_text))
     width = max(plan.base_start)
@@ -269,4 +264,4 @@ def _prefix(
         for found, cached, own in zip((keys, values), joined or (None, None), (own_keys, own_values), strict=True):
             below = of_text(own, slice(n, None))
             found.append(below if cached is None else torch.cat([cached, below]))
-    return kv_cache.Prefix(tuple(keys), tuple(values), visible[plan.base], length[plan.base])
+    return tuple(keys), tuple(values)

@@ -131,8 +131,7 @@ def patched(
         several = any(len(option) > 1 for entry in chosen for option in texts.options[entry.row])
         read = joining.run(model, name, texts, chosen, keep=several)
         options = [texts.options[entry.row] for entry in chosen]
-        prefix = read.prefix or kv_cache.Prefix((), (), read.last.new_zeros(0, 0).bool(), read.last.new_zeros(0).long())
-        return _numbers(option_logprobs(model, prefix, read.last, options))
+        return _numbers(option_logprobs(model, read.prefix, read.last, options))
 
     for group in _alike(texts, entries, waiting, batch_tokens):
         for index, found in zip(group, shrinking(run, group, f"model {name}: a patched run"), strict=True):

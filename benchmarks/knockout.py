@@ -18,34 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis.masking import Mask, Text, masked_logprobs
+from benchmarks.models import random_model
 from benchmarks.timing import interleaved, ratio
 
-LAYERS, WIDTH, INNER, HEADS, VOCABULARY = 12, 512, 1408, 8, 1024
+VOCABULARY = 1024
 N_TEXTS, STEPS, MARKER, ANSWER = 16, 8, 4, 2
 PLAIN_ROWS = 16
 REPEATS = 2
-
-
-def random_model() -> Any:
-    """The model that both read, with logits that are not flat."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=512,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(2.0)
-    return model
 
 
 def random_texts() -> list[Text]:
@@ -87,7 +68,7 @@ def plain(model: Any, texts: Sequence[Text]) -> list[np.ndarray]:
 def main() -> None:
     """Prints the median time of both, their ratio, and the largest difference between their log-probabilities."""
     torch.set_num_threads(2)
-    model, texts = random_model(), random_texts()
+    model, texts = random_model(VOCABULARY), random_texts()
     ours, theirs = [], []
     seconds = interleaved(
         {

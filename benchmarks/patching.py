@@ -25,38 +25,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import organisms
 from analysis import kv_cache, patching, sites
+from benchmarks.models import INNER, LAYERS, WIDTH, random_model
 
-LAYERS, WIDTH, INNER, HEADS, VOCABULARY = 12, 512, 1408, 8, 4096
+VOCABULARY = 4096
 N_TEXTS, STEPS, COMPARED = 64, 6, 2
 BATCH_TOKENS = 16384
 TOGETHER = 16
 """Texts whose caches and streams are held at once."""
 REPEATS = 1
 BATCHES = (4, 16, 32)
-
-
-def random_model() -> Any:
-    """The model that both read, with logits that are not flat."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(2.0)
-    return model
 
 
 def layouts(rng: np.random.Generator) -> list[list[tuple[int, int]]]:
@@ -188,7 +169,7 @@ def main() -> None:
     torch.set_num_threads(2)
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = random_model()
+    model = random_model(VOCABULARY)
     # Texts are given as ids; it only asks for some tokenizer.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(organisms.checkpoint("base"))
     bridge = TransformerBridge.boot_transformers(

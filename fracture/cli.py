@@ -8,6 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fracture.cli_options import (
+    Annotations,
+    Author,
+    BatchTokens,
+    Device,
+    Dtype,
+    Format,
+    Margin,
+    MaxChainTokens,
+    MaxPrompts,
+    Overwrite,
+    Partners,
+    Seed,
+    TrustRemoteCode,
+    Verifier,
+)
 from fracture.cli_probes import app as probes_app
 from fracture.cli_sae import app as sae_app
 from fracture.cli_trajectory import trajectory
@@ -71,47 +87,29 @@ def _study(
         str | None,
         typer.Option(help="Comma-separated, of `fracture measures`; by default those of the preset."),
     ] = None,
-    max_prompts: Annotated[int | None, typer.Option(help="Only the first so many prompts; 0 for all.")] = None,
+    max_prompts: MaxPrompts = None,
     patch_prompts: Annotated[int | None, typer.Option(help="Prompts whose activations are patched; 0 for all.")] = None,
     continue_mistakes: Annotated[
         bool | None, typer.Option("--continue-mistakes", help="Also let the reader write on from a mistake.")
     ] = None,
-    verifier: Annotated[
-        str | None,
-        typer.Option(
-            help="Of claims: arithmetic, arithmetic:MODULUS, facts (.csv, .jsonl, .parquet) or MODULE:FUNCTION"
-        ),
-    ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(help="Trace format: plain, gsm8k, think, chat or a JSON file. Default: beside the model."),
-    ] = None,
-    author: Annotated[
-        str | None, typer.Option(help="Whose chains all models read: gold or base. Default: gold if all are given.")
-    ] = None,
-    partners: Annotated[
-        str | None,
-        typer.Option(
-            help="Counterfactuals: given with the prompts; changed (default): else one number changed and propagated; "
-            "any: else another prompt, for description only."
-        ),
-    ] = None,
-    annotations: Annotated[str | None, typer.Option(help="GSM8K's <<48/2=24>> in chains: keep or drop.")] = None,
+    verifier: Verifier = None,
+    format: Format = None,
+    author: Author = None,
+    partners: Partners = None,
+    annotations: Annotations = None,
     sites: Annotated[str | None, typer.Option(help="Activations to keep, comma-separated.")] = None,
     positions: Annotated[str | None, typer.Option(help="Where to keep them, comma-separated.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the chains that models write; 0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the tokens that together hold this much.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many tokens; 0 for all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
-    margin: Annotated[float | None, typer.Option(help="The change of bypass that counts; .1 by default.")] = None,
-    max_chain_tokens: Annotated[int | None, typer.Option(help="Where a chain that a model writes is cut.")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="How many tokens one forward pass may hold.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study's run at --out.")] = False,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
-    ] = None,
+    seed: Seed = None,
+    margin: Margin = None,
+    max_chain_tokens: MaxChainTokens = None,
+    batch_tokens: BatchTokens = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = None,
 ) -> None:
     from fracture.config import StudyConfig, read_settings
     from fracture.trajectory import trajectory_config

@@ -7,6 +7,22 @@ from typing import Annotated
 
 import typer
 
+from fracture.cli_options import (
+    Annotations,
+    Author,
+    BatchTokens,
+    Device,
+    Dtype,
+    Format,
+    Margin,
+    MaxChainTokens,
+    MaxPrompts,
+    Overwrite,
+    Partners,
+    Seed,
+    TrustRemoteCode,
+    Verifier,
+)
 from fracture.cli_probe_options import console, listed, progress
 
 
@@ -33,22 +49,20 @@ def trajectory(
         str | None,
         typer.Option(help="Comma-separated, beside routes, accuracy_and_calibration and information_gain."),
     ] = None,
-    max_prompts: Annotated[int | None, typer.Option(help="Only the first so many prompts; 0 for all.")] = None,
-    verifier: Annotated[str | None, typer.Option(help="Of claims, as for a study.")] = None,
-    format: Annotated[str | None, typer.Option(help="Trace format, as for a study.")] = None,
-    author: Annotated[str | None, typer.Option(help="Whose chains all models read: gold or base.")] = None,
-    partners: Annotated[str | None, typer.Option(help="Counterfactuals: given, changed or any.")] = None,
-    annotations: Annotated[str | None, typer.Option(help="GSM8K's <<48/2=24>> in chains: keep or drop.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
-    margin: Annotated[float | None, typer.Option(help="The change of bypass that counts; .1 by default.")] = None,
-    max_chain_tokens: Annotated[int | None, typer.Option(help="Where a chain that a model writes is cut.")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="How many tokens one forward pass may hold.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study's run at --out.")] = False,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
-    ] = None,
+    max_prompts: MaxPrompts = None,
+    verifier: Verifier = None,
+    format: Format = None,
+    author: Author = None,
+    partners: Partners = None,
+    annotations: Annotations = None,
+    seed: Seed = None,
+    margin: Margin = None,
+    max_chain_tokens: MaxChainTokens = None,
+    batch_tokens: BatchTokens = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = None,
 ) -> None:
     """Bypass, information gain and accuracy over fine-tuning: a study whose variants are checkpoints."""
     from analysis.errors import InputError

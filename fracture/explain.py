@@ -105,7 +105,7 @@ def _memory(
 ) -> Iterator[str]:
     width = _BYTES[config.dtype]
     weights = model.parameters * width
-    loaded = 2 if {"repair", "token_kl"} & set(config.measures or ()) else 1
+    loaded = 2 if any(catalogue.measure(name).beside_base for name in config.measures or ()) else 1
     cache = config.batch_tokens * model.layers * 2 * model.kv_width * width
     yield f"weights    {_size_text(weights)} a model in {config.dtype}, at most {loaded} in memory at once"
     yield f"batch      {_size_text(cache)} of keys and values for {config.batch_tokens} tokens (--batch-tokens)"

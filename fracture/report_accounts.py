@@ -107,10 +107,11 @@ def table(title: str, note: str, accounts: Mapping[str, list[Account]], corner: 
 def _of_readers(run: Run, measure: str) -> Iterator[Account]:
     rows, excluded = run.table(measure), run.excluded
     rows = rows[_counts(measure, rows)]
-    authors = catalogue.measure(measure).authors
+    entry = catalogue.measure(measure)
+    authors = entry.authors
     for reader in run.readers:
-        if measure in ("repair", "token_kl") and reader == BASE:
-            continue  # its divergence from itself is not measured, and its own states change nothing in it
+        if entry.beside_base and reader == BASE:
+            continue
         given = [run.headline] + ([reader] if authors != "headline" else [])
         if authors == "all":
             given += list(run.readers) if reader == BASE else [BASE]

@@ -101,13 +101,19 @@ def align(session: Session, prompts: Sequence[Authored], settings: Settings) -> 
     return found, excluded
 
 
-def _aligned(session: Session, prompt: Authored, options: Sequence[str]) -> Aligned | str:
+def uncontrasted(prompt: Authored) -> str | None:
+    """Why a prompt has no counterfactual chain to be patched with; None if it has one."""
     if prompt.partner is None or not prompt.partner.has_chain:
         return "no counterfactual partner"
     if prompt.tier == ANOTHER_PROMPT:
         return "its partner is merely another prompt"
-    if not prompt.steps or not prompt.partner.steps:
-        return NO_STEPS
+    return None if prompt.steps and prompt.partner.steps else NO_STEPS
+
+
+def _aligned(session: Session, prompt: Authored, options: Sequence[str]) -> Aligned | str:
+    if (reason := uncontrasted(prompt)) is not None:
+        return reason
+    assert prompt.partner is not None
     if len(options) < 2:
         return "fewer than two different answers to choose from"
     encoder = session.reader.encoder

@@ -139,6 +139,7 @@ class Measure:
             mean over prompts can say.
         compare: further results, of a variant against the base, from the rows of each (base's first).
         descriptive: it locates or describes, and is no evidence for or against by itself.
+        beside_base: it has the base loaded beside each model, and no rows of the base itself.
         capped: it reads at most `Settings.patch_prompts` prompts.
         tokens: about how many tokens a model reads for one prompt and author, the answers' own left out.
     """
@@ -153,5 +154,6 @@ class Measure:
     summarise: Callable[[pd.DataFrame, int], dict[str, Any]] | None = None
     compare: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Any]] | None = None
     descriptive: bool = False
+    beside_base: bool = False
     capped: bool = False
     tokens: Callable[[Size], float] = lambda size: size.text

@@ -243,6 +243,7 @@ MEASURE = Measure(
     ),
     summarise=summarise,
     descriptive=True,
+    beside_base=True,
     capped=True,
     tokens=tokens_read,
 )

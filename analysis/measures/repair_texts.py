@@ -12,15 +12,13 @@ from numpy import ndarray
 
 from analysis.authored import Authored
 from analysis.cells import CELLS, Contrast, Excluded, find_options, unreadable
+from analysis.measures.aligned import uncontrasted
 from analysis.measures.protocol import Settings
 from analysis.measures.session import Session
-from analysis.measures.text_tests import NO_STEPS
 from analysis.models import Reader
 from analysis.options import distinct_answers
 from analysis.prompts import Case
 from analysis.traces import Span, Trace
-
-ANOTHER_PROMPT = 3
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,11 @@ def find_jobs(
     excluded: list[Excluded] = []
     waiting: list[tuple[Authored, Contrast]] = []
     for prompt in prompts:
-        if prompt.partner is None or not prompt.partner.has_chain:
-            excluded.append(Excluded(prompt.id, "no counterfactual partner", prompt.author))
-        elif prompt.tier == ANOTHER_PROMPT:
-            excluded.append(Excluded(prompt.id, "its partner is merely another prompt", prompt.author))
-        elif not prompt.steps or not prompt.partner.steps:
-            excluded.append(Excluded(prompt.id, NO_STEPS, prompt.author))
-        else:
-            waiting.append((prompt, Contrast(prompt.id, prompt.case, prompt.partner, prompt.options)))
+        if (reason := uncontrasted(prompt)) is not None:
+            excluded.append(Excluded(prompt.id, reason, prompt.author))
+            continue
+        assert prompt.partner is not None
+        waiting.append((prompt, Contrast(prompt.id, prompt.case, prompt.partner, prompt.options)))
     most = len(waiting) if settings.patch_prompts is None else settings.patch_prompts
     while waiting and len(jobs) < most:
         # Answers are looked for behind no more prompts than are needed.

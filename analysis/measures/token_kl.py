@@ -98,5 +98,6 @@ MEASURE = Measure(
     authors="headline",
     quantities=(Quantity("kl", "divergence from the base a chain token", "nats", "kl"),),
     descriptive=True,
+    beside_base=True,
     tokens=lambda size: 2 * size.text,
 )

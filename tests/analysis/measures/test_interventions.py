@@ -89,13 +89,6 @@ def means_by_hand(reader, prompts, site, layer):
     return {part: sum(of) / len(of) for part, of in rows.items()}
 
 
-@pytest.fixture
-def any_mass(monkeypatch):
-    """Random models spread over more than the options."""
-    monkeypatch.setattr(session_module, "MIN_OPTION_MASS", 0.0)
-    monkeypatch.setattr(module, "MIN_OPTION_MASS", 0.0)
-
-
 @pytest.fixture(params=READERS, ids=lambda param: f"{param[0]}-{param[1]}")
 def case(request, make_checkpoint, any_mass):
     architecture, kind, seed = request.param

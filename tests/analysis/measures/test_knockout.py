@@ -56,12 +56,6 @@ READERS = (
 )
 
 
-@pytest.fixture
-def any_mass(monkeypatch):
-    """Random models spread over more than the options."""
-    monkeypatch.setattr(session_module, "MIN_OPTION_MASS", 0.0)
-
-
 @pytest.fixture(params=READERS, ids="-".join)
 def case(request, make_checkpoint, any_mass):
     architecture, kind = request.param

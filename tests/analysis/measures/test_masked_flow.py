@@ -14,7 +14,6 @@ from scipy.special import logsumexp, softmax
 
 from analysis.authored import Authored
 from analysis.measures import masked_flow as module
-from analysis.measures import session as session_module
 from analysis.measures.estimates import change, estimate
 from analysis.measures.masked_flow import FLOWS, MEASURE, jensen_shannon, masked_flow
 from analysis.prompts import Case
@@ -23,12 +22,6 @@ from tests.analysis.measures.test_knockout import BPES, READERS, WORDS, logprobs
 from tests.conftest import ARCHITECTURES
 
 LOG_2 = np.log(2)
-
-
-@pytest.fixture
-def any_mass(monkeypatch):
-    """Random models spread over more than the options."""
-    monkeypatch.setattr(session_module, "MIN_OPTION_MASS", 0.0)
 
 
 @pytest.fixture(params=READERS, ids="-".join)

@@ -145,13 +145,6 @@ def spans_of(reader, prompt):
     return spans
 
 
-@pytest.fixture
-def any_mass(monkeypatch):
-    """Random models spread over more than the options."""
-    monkeypatch.setattr(session_module, "MIN_OPTION_MASS", 0.0)
-    monkeypatch.setattr(module, "MIN_OPTION_MASS", 0.0)
-
-
 @pytest.fixture(params=READERS, ids=lambda param: f"{param[0]}-{param[1]}")
 def case(request, make_checkpoint, any_mass):
     architecture, kind, seed = request.param

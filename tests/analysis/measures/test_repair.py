@@ -32,6 +32,7 @@ from analysis.measures.session import Session
 from analysis.models import ModelPair, Reader
 from analysis.prompts import Case
 from tests.analysis.measures.oracles import SETTINGS, authored, organism, shipped, tokens_of
+from tests.analysis.measures.test_patch_map import BPES
 from tests.conftest import BPE_FORMAT, WORD_FORMAT, WORDS, save_checkpoint, word_tokenizer
 
 WORD_OPTIONS = ("12", "8", "6 ; 7", "27")
@@ -46,20 +47,6 @@ WORD_PROMPTS = tuple(
             ("a 8 b 8 c 1", ("a 8 + 5 = 13", "b 8 - 1 = 7"), "a 9 c 4", ("a 9 + 5 = 14", "b 9 - 1 = 8")),
         ]
     )
-)
-BPE_PROMPTS = (
-    authored(
-        "two",
-        Case("Tom has 12 apples.", "46", ("12 + 34 = 46", "So he has 46.")),
-        Case("Tom has 21 apples.", "34", ("21 + 46 = 34", "So he has 34.")),
-        ("46", "34", "123"),
-    ),
-    authored(
-        "one",
-        Case("Ann has 7 cakes?", "21", ("7 * 3 = 21",)),
-        Case("Ann has 3 cakes?", "12", ("3 * 7 = 12",)),
-        ("21", "12"),
-    ),
 )
 PAIRS = (
     *(("llama", "word", 3), ("gpt2", "word", 1), ("gemma2", "word", 2), ("mistral", "word", 1), ("qwen3", "word", 1)),
@@ -77,12 +64,6 @@ class Doubled(ModelPair):
         reader = super().open(name)
         single = reader.model.config.model_type.startswith("gemma")
         return reader if single else Reader(reader.source, reader.model.double())
-
-
-@pytest.fixture
-def any_mass(monkeypatch):
-    """Random models spread over more than the options."""
-    monkeypatch.setattr(repair_runs, "MIN_OPTION_MASS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +86,7 @@ def reworded(make_checkpoint, tmp_path_factory):
 def case(request, make_checkpoint, reworded, any_mass):
     architecture, kind, seed = request.param
     pair = Doubled.load(make_checkpoint(architecture, kind, seed), {"variant": reworded(architecture, kind, seed)})
-    return Session(pair, pair.open("variant")), WORD_PROMPTS if kind == "word" else BPE_PROMPTS
+    return Session(pair, pair.open("variant")), WORD_PROMPTS if kind == "word" else BPES
 
 
 def blocks(model):
