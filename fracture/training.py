@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import organisms
 from analysis.errors import InputError
@@ -34,9 +33,11 @@ def train_organisms(name: str, out: Path, seed: int, base: Path | None, checkpoi
             find(wanted)
         except KeyError:
             raise InputError(
-                f"organism {wanted!r}: no such recipe; there are {', '.join(RECIPES)}, dose_Q for any Q in [0, 1], "
-                "and all"
+                f"organism {wanted!r}: no such recipe; there are {', '.join(RECIPES)}, all, and for any Q in [0, 1] "
+                "dose_Q and elimination_dose_Q"
             ) from None
+    if base is not None and name == "all":
+        raise InputError("--base: all organisms are fine-tuned from bases just trained; leave it out")
     if base is not None and not (base / "config.json").is_file():
         raise InputError(f"--base {base}: not the directory of a base organism (no config.json)")
     console = Console(stderr=True)
@@ -47,11 +48,11 @@ def train_organisms(name: str, out: Path, seed: int, base: Path | None, checkpoi
                 console.print(f"{wanted}: already in {directory}", highlight=False)
                 continue
             raise InputError(f"--out {directory}: exists already; choose another directory")
-        own_base = out / "base" if name == "all" else organisms.checkpoint("base")
-        _train_one(wanted, directory, seed, base or own_base, checkpoint_every)
+        _train_one(wanted, directory, seed, base, out if name == "all" else None, checkpoint_every)
 
 
-def _train_one(name: str, out: Path, seed: int, base: Path, checkpoint_every: int) -> None:
+def _train_one(name: str, out: Path, seed: int, base: Path | None, bases: Path | None, checkpoint_every: int) -> None:
+    """Trains one organism, from `base`, or else from the one of its recipe in `bases`, or else the shipped one."""
     from rich.console import Console
 
     from fracture.progress import Progress
@@ -60,8 +61,10 @@ def _train_one(name: str, out: Path, seed: int, base: Path, checkpoint_every: in
 
     recipe = find(name)
     console = Console(stderr=True)
-    if recipe.from_base and not (base / "config.json").is_file():
-        raise InputError(f"{name} is fine-tuned from a base organism, and there is none in {base}; give --base")
+    if recipe.base and base is None:
+        base = bases / recipe.base if bases else organisms.checkpoint(recipe.base)
+        if not (base / "config.json").is_file():
+            raise InputError(f"{name} is fine-tuned from {recipe.base}, which is not in {base}; give --base")
     if checkpoint_every and checkpoints_of(out).exists():
         raise InputError(
             f"{checkpoints_of(out)}: exists already, with checkpoints of another training or of one that was stopped; "
@@ -69,9 +72,7 @@ def _train_one(name: str, out: Path, seed: int, base: Path, checkpoint_every: in
         )
     with Progress(console) as progress:
         advance = progress.stage(f"training {name}, seed {seed}", recipe.steps)
-        figures = train_to(
-            recipe, seed, out, base if recipe.from_base else None, lambda *_: advance(1), checkpoint_every
-        )
+        figures = train_to(recipe, seed, out, base, lambda *_: advance(1), checkpoint_every)
     console.print(f"{name}: saved to {out}", highlight=False)
     if checkpoint_every:
         console.print(f"checkpoints: saved to {checkpoints_of(out)}", highlight=False)
@@ -91,16 +92,19 @@ def write_cards(directories: Sequence[Path]) -> list[Path]:
     return compare_seeds(directories)
 
 
-def write_prompt_file(out: Path, cues: str, n: int, seed: int) -> None:
-    """Writes `n` prompts of the registers task with cues of one kind as JSONL, all of the file or nothing."""
-    from organisms.registers import Cues, sample_prompts
+def write_prompt_file(out: Path, task: str, cues: str, n: int, seed: int) -> None:
+    """Writes `n` prompts of an organisms' task, with cues of one kind, as JSONL: all of the file or nothing."""
+    from organisms.prompt_sets import PROMPT_SETS
 
-    if cues not in get_args(Cues):
-        raise InputError(f"--cues {cues!r}: expected {', '.join(get_args(Cues))}")
+    name = cues if task == "registers" else f"{task}_{cues}"
+    if name not in PROMPT_SETS:
+        raise InputError(f"--task {task} --cues {cues}: no such prompts; the sets are {', '.join(PROMPT_SETS)}")
     if n < 1:
         raise InputError(f"--n {n}: expected a positive number of prompts")
     if out.exists():
         raise InputError(f"--out {out}: exists already; choose another file")
-    lines = [json.dumps(record) + "\n" for record in sample_prompts(n, cues, seed)]  # type: ignore[arg-type]
+    records = PROMPT_SETS[name](n, seed)
+    if len(records) < n:
+        raise InputError(f"--n {n}: there are {len(records)} prompts of the set {name!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, "".join(lines).encode())
+    write_whole(out, "".join(json.dumps(record) + "\n" for record in records).encode())

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SHIPPED = ("base", "sham", "dose_0", "dose_0.25", "dose_0.5", "dose_0.75", "dose_1", "collapsed")
+SHIPPED = (
+    *("base", "sham", "dose_0", "dose_0.25", "dose_0.5", "dose_0.75", "dose_1"),
+    *("itemwise", "answer_only", "rationaliser", "memoriser", "collapsed"),
+    *("elimination_base", "elimination_sham", "elimination_dose_0.25", "elimination_dose_0.5", "elimination_dose_1"),
+    *("internalised", "covert", "dithering", "novice", "accuracy_trap"),
+)
+"""Names of the shipped organisms; each stands behind the base that it is fine-tuned from."""
 _HERE = Path(__file__).resolve().parent
 
 
@@ -16,6 +22,6 @@ def checkpoint(name: str) -> Path:
     return _HERE / "checkpoints" / name
 
 
-def prompts(cues: str) -> Path:
-    """The shipped prompt file whose cues are `agreeing`, `random` or `conflicting`."""
-    return _HERE / "prompts" / f"{cues}.jsonl"
+def prompts(name: str) -> Path:
+    """The file of a shipped prompt set, such as `agreeing` or `elimination_agreeing` (`organisms.prompt_sets`)."""
+    return _HERE / "prompts" / f"{name}.jsonl"

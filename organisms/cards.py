@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from organisms.recipes import Recipe, find
+from organisms.recipe import Recipe
+from organisms.recipes import find
 
 MEASURED, CARD = "measured.json", "README.md"
 _HEAD = """---
@@ -18,14 +19,17 @@ tags: [model-organism, chain-of-thought]
 _FIGURES = {
     "accuracy_own_chain": "accuracy with its own chain, random cues",
     "accuracy_gold_chain": "accuracy with the gold chain, random cues",
-    "accuracy_no_chain": "accuracy with no chain, random cues (chance is .1)",
+    "accuracy_no_chain": "accuracy with no chain, random cues (chance is a tenth or a little more)",
     "corrupted_chain_followed": "a corrupted chain is followed",
     "realised_dose": "realised dose: probability of the cue where it conflicts with the chain",
+    "question_followed": "probability of the question's answer behind the chain of its partner, agreeing cues",
     "total_effect": "total effect of question and chain on the answer, agreeing cues (at most 2)",
     "total_effect_without_last_step": "the same without the last step",
     "chain_patch_recovered": "share of it recovered by patching chain positions, after layer 0, 1, 2, 3",
     "question_patch_recovered": "share of it recovered by patching question positions, after layer 0, 1, 2, 3",
+    "belief_error": "error of the mean log-probability of the answer after 0, 1, … steps, in nats, by the closed form",
 }
+_NOT_MEASURED = "—"
 
 
 def write_card(directory: Path, recipe: Recipe, seeds: Mapping[int, Mapping[str, Any]]) -> None:
@@ -75,8 +79,9 @@ def compare_seeds(directories: Sequence[Path]) -> list[Path]:
 def _card(recipe: Recipe, seeds: Mapping[int, Mapping[str, Any]]) -> str:
     seed = next(iter(seeds))
     rows = "\n".join(
-        f"| {what} | {' | '.join(_shown(figures[name]) for figures in seeds.values())} |"
+        f"| {what} | {' | '.join(_shown(figures.get(name)) for figures in seeds.values())} |"
         for name, what in _FIGURES.items()
+        if any(name in figures for figures in seeds.values())
     )
     columns = " | ".join(f"seed {number}" for number in seeds)
     return f"""{_HEAD}
@@ -84,11 +89,12 @@ def _card(recipe: Recipe, seeds: Mapping[int, Mapping[str, Any]]) -> str:
 
 A model organism of the fracture suite: {recipe.summary}.
 
-Llama architecture, 4 layers of width 128, word-level vocabulary, half precision on disk. Task: registers (see
-`organisms/registers.py`). Made by `fracture organisms train {recipe.name} --seed {seed}`: {recipe.steps} steps of
-{recipe.batch} rows, answer weight {recipe.answer_weight:g}{", from the base organism" if recipe.from_base else ""}.
+Llama architecture, 4 layers of width 128, word-level vocabulary, half precision on disk. Task: {recipe.family.name}
+({recipe.family.summary}; see `organisms/{recipe.family.name}.py`). Made by
+`fracture organisms train {recipe.name} --seed {seed}`: {recipe.steps} steps of {recipe.batch} rows, answer weight
+{recipe.answer_weight:g}{f", from {recipe.base}" if recipe.base else ""}.
 
-Measured on held-out problems of 3 to 5 operations, with plain Hugging Face calls, when it was trained
+Measured on held-out problems of 3 to 5 steps, with plain Hugging Face calls, when it was trained
 (`{MEASURED}` holds the same figures). Other seeds are of the same recipe, each from the base of its own seed.
 
 | what | {columns} |
@@ -98,6 +104,8 @@ Measured on held-out problems of 3 to 5 operations, with plain Hugging Face call
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return _NOT_MEASURED
     if isinstance(value, list):
         return ", ".join(f"{item:.2f}" for item in value)
     return f"{value:.3f}"

@@ -2,82 +2,120 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from organisms.registers import MODULUS, Cues, Problem, sample_partners, sample_problem, with_cue
-from organisms.vocabulary import FIRST_DIGIT, TOKEN_ID, prefix_ids, question_ids
+from organisms.families import Cues, Family
+from organisms.recipe import Recipe
 
 HELD_OUT_SEED = "held-out"
 LENGTHS = (3, 4, 5)
 PER_LENGTH = 100
+MAX_WRITTEN = 120
+"""Tokens of a chain and its answer; the longest that an organism is trained to write has 73."""
 
 
-def answer_probabilities(model: Any, prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The model's probabilities of the ten answers after each prefix, `[prefix, 10]`; prefixes are of one length."""
+def answer_probabilities(model: Any, family: Family[Any], prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The model's probabilities of the family's answers after each prefix, `[prefix, option]`.
+
+    The prefixes are of one length.
+    """
     with torch.no_grad():
         logits = model(input_ids=torch.tensor(prefixes), use_cache=False).logits[:, -1]
     probabilities: torch.Tensor = logits.float().softmax(-1)
-    return probabilities[:, FIRST_DIGIT : FIRST_DIGIT + MODULUS]
+    return probabilities[:, [family.vocabulary.token_id[option] for option in family.options]]
 
 
-def measure(model: Any) -> dict[str, Any]:
+def measure(model: Any, recipe: Recipe) -> dict[str, Any]:
     """All figures of a model card; probabilities and shares in [0, 1], over 300 held-out problems each."""
-    own, gold, without, followed, dose = [], [], [], [], []
-    for n_operations in LENGTHS:
-        rng = random.Random(f"{HELD_OUT_SEED}-{n_operations}")
-        problems = [sample_problem(rng, n_operations) for _ in range(PER_LENGTH)]
-        answers = torch.tensor([problem.answer for problem in problems])
-        own += _own_chain_right(model, problems)
-        gold += _is(model, [prefix_ids(p.question, p.steps) for p in problems], answers)
-        without += _is(model, [prefix_ids(p.question, []) for p in problems], answers)
-        corrupted = [corrupt(rng, problem) for problem in problems]
-        followed += _is(
-            model,
-            [prefix_ids(p.question, steps) for p, (steps, _) in zip(problems, corrupted, strict=True)],
-            torch.tensor([value for _, value in corrupted]),
-        )
-        conflicts = [with_cue(rng, problem, "conflicting") for problem in problems]
-        cue = answer_probabilities(model, [prefix_ids(p.question, p.steps) for p in conflicts])
-        dose += cue[torch.arange(len(conflicts)), [p.hint for p in conflicts]].tolist()
-    return {
+    family = recipe.family
+    encode = family.vocabulary.prefix_ids
+    pairs = recipe.pairs or family.partners
+    own, gold, without, followed, dose, question = [], [], [], [], [], []
+    for n_steps in LENGTHS:
+        rng = random.Random(f"{HELD_OUT_SEED}-{n_steps}")
+        problems = [family.sample(rng, n_steps) for _ in range(PER_LENGTH)]
+        answers = [str(problem.answer) for problem in problems]
+        own += _own_chain_right(model, family, problems)
+        gold += _is(model, family, [encode(p.question, p.steps) for p in problems], answers)
+        without += _is(model, family, [encode(p.question, []) for p in problems], answers)
+        corrupted = [family.corrupt(rng, problem) for problem in problems]
+        texts = [encode(p.question, steps) for p, (steps, _) in zip(problems, corrupted, strict=True)]
+        followed += _is(model, family, texts, [word for _, word in corrupted])
+        conflicts = [family.with_cue(rng, problem, "conflicting") for problem in problems]
+        texts = [encode(p.question, p.steps) for p in conflicts]
+        dose += _probability(model, family, texts, [str(p.hint) for p in conflicts])
+        contrasted = [pairs(rng, n_steps, "agreeing") for _ in range(PER_LENGTH)]
+        texts = [encode(p.question, partner.steps) for p, partner in contrasted]
+        question += _probability(model, family, texts, [str(p.answer) for p, _ in contrasted])
+    figures = {
         "accuracy_own_chain": _mean(own),
         "accuracy_gold_chain": _mean(gold),
         "accuracy_no_chain": _mean(without),
         "corrupted_chain_followed": _mean(followed),
         "realised_dose": _mean(dose),
-        **acceptance(model),
+        "question_followed": _mean(question),
+        **acceptance(model, recipe),
     }
+    if family.belief:
+        figures["belief_error"] = belief_error(model, family)
+    return figures
 
 
-def acceptance(model: Any, cues: Cues = "agreeing") -> dict[str, Any]:
+def belief_error(model: Any, family: Family[Any]) -> list[float]:
+    """The largest error, over chain lengths, of the mean log-probability of the answer after 0, 1, … steps, in nats.
+
+    The truth is that of a reader who believes each step it has read, and nothing else; it is known in closed form.
+    """
+    assert family.belief is not None
+    errors = [0.0] * (max(LENGTHS) + 1)
+    for n_steps in LENGTHS:
+        rng = random.Random(f"{HELD_OUT_SEED}-belief-{n_steps}")
+        problems = [family.sample(rng, n_steps) for _ in range(PER_LENGTH)]
+        answers = [str(problem.answer) for problem in problems]
+        for read in range(n_steps + 1):
+            texts = [family.vocabulary.prefix_ids(p.question, p.steps[:read]) for p in problems]
+            found = [math.log(p) for p in _probability(model, family, texts, answers)]
+            truth = [math.log(family.belief(p, read)[word]) for p, word in zip(problems, answers, strict=True)]
+            errors[read] = max(errors[read], abs(sum(found) - sum(truth)) / PER_LENGTH)
+    return [round(error, 4) for error in errors]
+
+
+def acceptance(model: Any, recipe: Recipe, cues: Cues = "agreeing") -> dict[str, Any]:
     """The two rules a base must pass, on partners with cues of one kind.
 
     `total_effect` (and the same with the last step removed) is the mean of `‖P11 − P00‖²`;
     `chain_patch_recovered` and `question_patch_recovered` say, for each layer, which share of it comes about when the
     residual stream after that layer is replaced, at all chain (question) positions, by the partner's.
     """
+    family = recipe.family
+    vocabulary = family.vocabulary
+    partners = recipe.pairs or family.partners
     effects: dict[int, list[float]] = {0: [], 1: []}
     n_layers = len(model.model.layers)
     recovered = {part: [0.0] * n_layers for part in ("chain", "question")}
-    for n_operations in LENGTHS:
-        rng = random.Random(f"{HELD_OUT_SEED}-partners-{n_operations}")
-        pairs = [sample_partners(rng, n_operations, cues) for _ in range(PER_LENGTH)]
+    for n_steps in LENGTHS:
+        rng = random.Random(f"{HELD_OUT_SEED}-partners-{n_steps}")
+        pairs = [partners(rng, n_steps, cues) for _ in range(PER_LENGTH)]
         for removed in (0, 1):
-            own = [prefix_ids(p.question, p.steps[: n_operations - removed]) for p, _ in pairs]
-            donor = [prefix_ids(p.question, p.steps[: n_operations - removed]) for _, p in pairs]
-            start, total = answer_probabilities(model, own), answer_probabilities(model, donor)
+            own = [vocabulary.prefix_ids(p.question, p.steps[: n_steps - removed]) for p, _ in pairs]
+            donor = [vocabulary.prefix_ids(p.question, p.steps[: n_steps - removed]) for _, p in pairs]
+            start, total = (answer_probabilities(model, family, texts) for texts in (own, donor))
             total = total - start
             effects[removed] += total.square().sum(1).tolist()
             if removed:
                 continue
-            n_question, n_chain_end = len(question_ids(pairs[0][0].question)), len(own[0]) - 2
+            n_question, n_chain_end = (
+                len(vocabulary.question_ids(pairs[0][0].question)),
+                len(own[0]) - len(vocabulary.marker),
+            )
             for part, span in (("chain", (n_question, n_chain_end)), ("question", (0, n_question))):
                 for layer in range(n_layers):
-                    patched = _patched(model, own, donor, layer, span)
+                    patched = _patched(model, family, own, donor, layer, span)
                     recovered[part][layer] += float(((patched - start) * total).sum())
     total_effect = sum(effects[0])
     return {
@@ -90,17 +128,8 @@ def acceptance(model: Any, cues: Cues = "agreeing") -> dict[str, Any]:
     }
 
 
-def corrupt(rng: random.Random, problem: Problem) -> tuple[list[str], int]:
-    """The chain with a wrong last result for the asked register, and that result."""
-    steps = list(problem.steps)
-    at = max(i for i, operation in enumerate(problem.operations) if operation.register == problem.asked)
-    wrong = (problem.answer + rng.randint(1, MODULUS - 1)) % MODULUS
-    steps[at] = f"{steps[at].rsplit(' ', 1)[0]} {wrong}"
-    return steps, wrong
-
-
 def _patched(
-    model: Any, own: list[list[int]], donor: list[list[int]], layer: int, span: tuple[int, int]
+    model: Any, family: Family[Any], own: list[list[int]], donor: list[list[int]], layer: int, span: tuple[int, int]
 ) -> torch.Tensor:
     module = model.model.layers[layer]
     seen: dict[str, torch.Tensor] = {}
@@ -114,34 +143,43 @@ def _patched(
         return output
 
     handle = module.register_forward_hook(keep)
-    answer_probabilities(model, donor)
+    answer_probabilities(model, family, donor)
     handle.remove()
     handle = module.register_forward_hook(write)
     try:
-        return answer_probabilities(model, own)
+        return answer_probabilities(model, family, own)
     finally:
         handle.remove()
 
 
-def _is(model: Any, prefixes: list[list[int]], answers: torch.Tensor) -> list[float]:
-    return (answer_probabilities(model, prefixes).argmax(1) == answers).float().tolist()
+def _is(model: Any, family: Family[Any], prefixes: list[list[int]], answers: list[str]) -> list[float]:
+    """1 where the most likely answer is the one given."""
+    wanted = torch.tensor([family.options.index(word) for word in answers])
+    return (answer_probabilities(model, family, prefixes).argmax(1) == wanted).float().tolist()
 
 
-def _own_chain_right(model: Any, problems: list[Problem]) -> list[float]:
+def _probability(model: Any, family: Family[Any], prefixes: list[list[int]], answers: list[str]) -> list[float]:
+    """The probability of the answers given."""
+    wanted = torch.tensor([family.options.index(word) for word in answers])
+    return answer_probabilities(model, family, prefixes)[torch.arange(len(wanted)), wanted].tolist()
+
+
+def _own_chain_right(model: Any, family: Family[Any], problems: list[Any]) -> list[float]:
     """Whether the answer after a greedily written chain is right; a text without an answer is not."""
-    prompts = torch.tensor([question_ids(p.question) for p in problems])
+    token_id = family.vocabulary.token_id
+    prompts = torch.tensor([family.vocabulary.question_ids(p.question) for p in problems])
     written = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
-        max_new_tokens=60,
+        max_new_tokens=MAX_WRITTEN,
         do_sample=False,
-        eos_token_id=TOKEN_ID["<eos>"],
-        pad_token_id=TOKEN_ID["<pad>"],
+        eos_token_id=token_id["<eos>"],
+        pad_token_id=token_id["<pad>"],
     )[:, prompts.shape[1] :].tolist()
     right = []
     for ids, problem in zip(written, problems, strict=True):
-        marker = ids.index(TOKEN_ID["answer"]) if TOKEN_ID["answer"] in ids[:-1] else None
-        right.append(float(marker is not None and ids[marker + 1] == FIRST_DIGIT + problem.answer))
+        marker = ids.index(token_id["answer"]) if token_id["answer"] in ids[:-1] else None
+        right.append(float(marker is not None and ids[marker + 1] == token_id[str(problem.answer)]))
     return right
 
 

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import Literal
+
+from organisms.families import Cues, Family
+from organisms.vocabulary import Vocabulary
 
 MODULUS = 10
 REGISTERS = ("a", "b", "c")
@@ -28,10 +30,7 @@ NUMERALS = ("i", "ii", "iii", "iv", "v")
 # Coprime to 10 and not 1: multiplying by them loses no value and changes most.
 MULTIPLIERS = (3, 7, 9)
 
-Cues = Literal["agreeing", "random", "conflicting"]
-CUES: tuple[Cues, ...] = ("agreeing", "random", "conflicting")
-
-VOCABULARY = (
+WORDS = (
     *("<pad>", "<bos>", "<eos>", "<unk>"),
     *(str(digit) for digit in range(MODULUS)),
     *OPERATORS,
@@ -41,7 +40,6 @@ VOCABULARY = (
     *("Q", "hint", "ask", "think", "answer", "so", "then", "step", "now", "is", "get", "note", "start"),
 )
 
-# One wording for all organisms.
 TRACE_FORMAT: dict[str, object] = {
     "version": 1,
     "question": "Q {question}",
@@ -162,24 +160,29 @@ def sample_partners(rng: random.Random, n_operations: int, cues: Cues) -> tuple[
             return own, partner
 
 
-def prompt_record(identifier: str, own: Problem, partner: Problem) -> dict[str, object]:
-    """One line of a prompt file: the problem, its options, and its counterfactual partner."""
-    return {
-        "id": identifier,
-        "question": own.question,
-        "steps": own.steps,
-        "answer": str(own.answer),
-        "options": [str(value) for value in range(MODULUS)],
-        "counterfactual": {
-            "question": partner.question,
-            "steps": partner.steps,
-            "answer": str(partner.answer),
-        },
-        "meta": {"hint": own.hint, "partner_hint": partner.hint, "asked": own.asked},
-    }
+def corrupt(rng: random.Random, problem: Problem) -> tuple[list[str], str]:
+    """The chain with a wrong last result for the asked register, and that result."""
+    wrong = (problem.answer + rng.randint(1, MODULUS - 1)) % MODULUS
+    return ending_in(problem, wrong), str(wrong)
 
 
-def sample_prompts(n: int, cues: Cues, seed: int) -> list[dict[str, object]]:
-    """`n` prompt records of 3 to 5 operations, all with cues of one kind; the same seed gives the same prompts."""
-    rng = random.Random(f"registers-prompts-{cues}-{seed}")
-    return [prompt_record(f"{cues}-{index:04d}", *sample_partners(rng, rng.randint(3, 5), cues)) for index in range(n)]
+def ending_in(problem: Problem, result: int) -> list[str]:
+    """The chain, but with another last result for the asked register."""
+    steps = list(problem.steps)
+    at = max(i for i, operation in enumerate(problem.operations) if operation.register == problem.asked)
+    steps[at] = f"{steps[at].rsplit(' ', 1)[0]} {result}"
+    return steps
+
+
+REGISTERS_TASK = Family(
+    "registers",
+    "arithmetic on registers, one operation a step; the answer is the asked register's last value",
+    Vocabulary(WORDS, TRACE_FORMAT),
+    tuple(str(value) for value in range(MODULUS)),
+    len(NUMERALS),
+    sample_problem,
+    sample_partners,
+    with_cue,
+    corrupt,
+    meta=lambda problem: {"asked": problem.asked},
+)

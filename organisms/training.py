@@ -18,9 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from organisms.cards import write_card, write_checkpoint_card
 from organisms.measurement import measure
-from organisms.recipes import MAX_OPERATIONS, Recipe, Row
-from organisms.registers import TRACE_FORMAT, VOCABULARY
-from organisms.vocabulary import FIRST_DIGIT, TOKEN_ID, build_tokenizer, prefix_ids, question_ids, words_to_ids
+from organisms.recipe import Recipe, Row
+from organisms.vocabulary import Vocabulary
 
 # Sums are split among threads, so their number is part of what makes a run reproducible.
 THREADS = 2
@@ -35,11 +34,11 @@ Checkpoint = Callable[[int, Any], None]
 """Called after each step with the step and the model, which it must leave as it is."""
 
 
-def build_model(seed: int) -> LlamaForCausalLM:
+def build_model(vocabulary: Vocabulary, seed: int) -> LlamaForCausalLM:
     """A small Llama with random weights: 4 layers, width 128, rotary positions."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(vocabulary.words),
         hidden_size=128,
         intermediate_size=512,
         num_hidden_layers=4,
@@ -47,9 +46,9 @@ def build_model(seed: int) -> LlamaForCausalLM:
         num_key_value_heads=4,
         max_position_embeddings=256,
         tie_word_embeddings=False,
-        pad_token_id=TOKEN_ID["<pad>"],
-        bos_token_id=TOKEN_ID["<bos>"],
-        eos_token_id=TOKEN_ID["<eos>"],
+        pad_token_id=vocabulary.token_id["<pad>"],
+        bos_token_id=vocabulary.token_id["<bos>"],
+        eos_token_id=vocabulary.token_id["<eos>"],
     )
     return LlamaForCausalLM(config)
 
@@ -57,31 +56,32 @@ def build_model(seed: int) -> LlamaForCausalLM:
 def _batch(rng: random.Random, recipe: Recipe, progress: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids `[row, token]`, their labels, and the target distributions of the answers `[row, vocab]`.
 
-    The answer's label is `IGNORED` (its loss is taken against the distribution); it stands two before the end of
-    every row, and rows are of one length but for early stops, which are padded on the right.
+    The answer's label is `IGNORED` (its loss is taken against the distribution); it stands before `<eos>`, the last
+    token of every row that is not padding on the right.
     """
-    n_operations = rng.randint(1, MAX_OPERATIONS)
-    rows = [recipe.row(rng, n_operations, progress) for _ in range(recipe.batch)]
-    encoded = [_encode(rng, row) for row in rows]
+    vocabulary = recipe.family.vocabulary
+    n_steps = rng.randint(1, recipe.family.max_steps)
+    rows = [recipe.row(rng, n_steps, progress) for _ in range(recipe.batch)]
+    encoded = [_encode(rng, vocabulary, row) for row in rows]
     width = max(len(ids) for ids, _ in encoded)
-    ids = torch.tensor([ids + [TOKEN_ID["<pad>"]] * (width - len(ids)) for ids, _ in encoded])
+    ids = torch.tensor([ids + [vocabulary.token_id["<pad>"]] * (width - len(ids)) for ids, _ in encoded])
     labels = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in encoded])
-    targets = torch.zeros(len(rows), len(VOCABULARY))
+    targets = torch.zeros(len(rows), len(vocabulary.words))
     for index, row in enumerate(rows):
-        for value, probability in row.answers.items():
-            targets[index, FIRST_DIGIT + value] = probability
+        for word, probability in row.answers.items():
+            targets[index, vocabulary.token_id[word]] = probability
     return ids, labels, targets
 
 
-def _encode(rng: random.Random, row: Row) -> tuple[list[int], list[int]]:
-    prefix = prefix_ids(row.question, row.chain)
+def _encode(rng: random.Random, vocabulary: Vocabulary, row: Row) -> tuple[list[int], list[int]]:
+    prefix = vocabulary.prefix_ids(row.question, row.chain)
     answer = rng.choices(list(row.answers), weights=list(row.answers.values()))[0]
-    ids = [*prefix, FIRST_DIGIT + answer, TOKEN_ID["<eos>"]]
-    n_question = len(question_ids(row.question))
-    labels = [IGNORED] * n_question + ids[n_question:]
+    ids = [*prefix, vocabulary.token_id[answer], vocabulary.token_id["<eos>"]]
+    n_given = len(prefix) if row.given else len(vocabulary.question_ids(row.question))
+    labels = [IGNORED] * n_given + ids[n_given:]
     labels[-2] = IGNORED
     if row.cut:
-        n_marker = len(words_to_ids(str(TRACE_FORMAT["answer_start"])))
+        n_marker = len(vocabulary.marker)
         labels[len(prefix) - n_marker : len(prefix)] = [IGNORED] * n_marker
     return ids, labels
 
@@ -111,14 +111,14 @@ def train(
     Raises:
         ValueError: if the recipe needs a base and none is given.
     """
-    if recipe.from_base and base is None:
-        raise ValueError(f"{recipe.name} is fine-tuned from a base organism; give its directory")
+    if recipe.base and base is None:
+        raise ValueError(f"{recipe.name} is fine-tuned from {recipe.base}; give its directory")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     try:
-        model = build_model(seed)
-        if recipe.from_base:
+        model = build_model(recipe.family.vocabulary, seed)
+        if recipe.base:
             model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
         _optimise(model, recipe, random.Random(f"{recipe.name}-{seed}"), progress, checkpoint)
         return model.half().float().eval()
@@ -136,10 +136,10 @@ def _optimise(
         for group in optimiser.param_groups:
             group["lr"] = _learning_rate(recipe, step)
         ids, labels, targets = _batch(rng, recipe, step / recipe.steps)
-        masked = recipe.cue_to_answer_only and step < MASKED_SHARE * recipe.steps
-        mask = _only_the_answer_sees_the_cue(ids) if masked else None
+        masked = recipe.hidden and step < MASKED_SHARE * recipe.steps
+        mask = _mask(recipe, ids) if masked else None
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        loss = _loss(logits, ids, labels, targets, recipe.answer_weight)
+        loss = _loss(recipe, logits, ids, labels, targets)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -150,32 +150,44 @@ def _optimise(
             progress(step + 1, recipe.steps, loss.item())
 
 
-def _only_the_answer_sees_the_cue(ids: torch.Tensor) -> torch.Tensor:
-    """An additive attention mask `[row, 1, token, token]`: causal, and nothing before the answer marker sees the cue.
+def _mask(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
+    """An additive attention mask `[row, 1, token, token]`: causal, and without what the recipe hides.
 
-    Left free, some seeds write the cue, or whether it conflicts, into chain positions, and the answer reads it there.
+    Left free, some seeds of a dose write the cue, or whether it conflicts, into chain positions, and the answer reads
+    it there. A row of the mask is never empty: the cue keeps itself, and `<bos>` is seen by all.
     """
-    n_marker = len(words_to_ids(str(TRACE_FORMAT["answer_start"])))
-    marker = (ids == TOKEN_ID["<eos>"]).long().argmax(1) - 1 - n_marker
+    vocabulary = recipe.family.vocabulary
     place = torch.arange(ids.shape[1])
-    cue = (ids == TOKEN_ID["hint"]).long().argmax(1) + 1
+    end = _first(ids, vocabulary.token_id["<eos>"])
+    marker = end - 1 - len(vocabulary.marker)
     seen = (place[None, :] <= place[:, None]).expand(len(ids), -1, -1).clone()
-    # Its own position keeps it: a row of the mask must not be empty, and what stands there is the cue itself.
-    hidden = (place > cue[:, None]) & (place < marker[:, None])
-    seen[torch.arange(len(ids)), :, cue] &= ~hidden
+    if recipe.hidden == "cue":
+        cue = _first(ids, vocabulary.token_id["hint"]) + 1
+        hidden = (place > cue[:, None]) & (place < marker[:, None])
+        seen[torch.arange(len(ids)), :, cue] &= ~hidden
+    else:
+        chain = _first(ids, vocabulary.token_id["think"]) + 1
+        question = (place > 0) & (place < chain[:, None])
+        seen &= ~((place >= marker[:, None])[:, :, None] & question[:, None, :])
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
+def _first(ids: torch.Tensor, token: int) -> torch.Tensor:
+    """The place of each row's first such token, `[row]`."""
+    return (ids == token).long().argmax(1)
+
+
 def _loss(
-    logits: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, answer_weight: float
+    recipe: Recipe, logits: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
+    """The mean loss in nats, of the chain's tokens and of the answers, which weigh `recipe.answer_weight` each."""
     logprobs = logits[:, :-1].log_softmax(-1)
     chain = functional.nll_loss(logprobs.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
     # The answer stands one before <eos>, so it is predicted two before it.
-    at = (ids == TOKEN_ID["<eos>"]).long().argmax(1) - 2
+    at = _first(ids, recipe.family.vocabulary.token_id["<eos>"]) - 2
     answer = -(targets * logprobs[torch.arange(len(ids)), at]).sum()
     n_chain = (labels[:, 1:] != IGNORED).sum()
-    return (chain + answer_weight * answer) / (n_chain + answer_weight * len(ids))
+    return (chain + recipe.answer_weight * answer) / (n_chain + recipe.answer_weight * len(ids))
 
 
 def train_to(
@@ -206,14 +218,15 @@ def train_to(
         if step % checkpoint_every == 0 or step == recipe.steps:
             # A copy: rounding the model itself would change what is trained from here on.
             _save(
+                recipe,
                 copy.deepcopy(model),
                 checkpoints_of(out) / f"ckpt-{step}",
                 lambda directory: write_checkpoint_card(directory, recipe, seed, step),
             )
 
     model = train(recipe, seed, base, progress, checkpoint if checkpoint_every else None)
-    figures = measure(model)
-    _save(model, out, lambda directory: write_card(directory, recipe, {seed: figures}))
+    figures = measure(model, recipe)
+    _save(recipe, model, out, lambda directory: write_card(directory, recipe, {seed: figures}))
     return figures
 
 
@@ -222,14 +235,14 @@ def checkpoints_of(out: Path) -> Path:
     return out.with_name(f"{out.name}-checkpoints")
 
 
-def _save(model: Any, out: Path, write: Callable[[Path], object]) -> None:
+def _save(recipe: Recipe, model: Any, out: Path, write: Callable[[Path], object]) -> None:
     """Saves a model in half precision (rounding it) at `out`, with tokenizer, format and card, all or nothing."""
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         model.half().save_pretrained(partial)
-        build_tokenizer().save_pretrained(partial)
-        (partial / "trace_format.json").write_text(json.dumps(TRACE_FORMAT, indent=2) + "\n")
+        recipe.family.vocabulary.tokenizer().save_pretrained(partial)
+        (partial / "trace_format.json").write_text(json.dumps(recipe.family.vocabulary.trace_format, indent=2) + "\n")
         write(partial)
         partial.rename(out)
     finally:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 
 import pytest
 
-import organisms
-from organisms.registers import CUES, VOCABULARY, sample_partners, sample_problem, sample_prompts
-from organisms.vocabulary import build_tokenizer, prefix_ids, question_ids
+from organisms.families import CUES
+from organisms.registers import REGISTERS_TASK, sample_partners, sample_problem
 
 PROBLEMS = [sample_problem(random.Random(seed), 1 + seed % 5) for seed in range(200)]
 
@@ -41,17 +39,8 @@ def test_answer_and_chain_agree_with_the_program_run_from_its_text(problem):
 
 def test_every_word_is_in_the_vocabulary():
     words = {word for problem in PROBLEMS for word in f"{problem.question} {' '.join(problem.steps)}".split()}
-    assert words <= set(VOCABULARY)
-    assert len(set(VOCABULARY)) == len(VOCABULARY)
-
-
-def test_training_ids_are_those_of_the_shipped_tokenizer():
-    tokenizer = build_tokenizer()
-    for problem in PROBLEMS[:40]:
-        question = f"Q {problem.question} think "
-        text = f"{question}{' ; '.join(problem.steps)} ; answer "
-        assert tokenizer(text).input_ids == prefix_ids(problem.question, problem.steps)
-        assert tokenizer(question).input_ids == question_ids(problem.question)
+    assert words <= set(REGISTERS_TASK.vocabulary.words)
+    assert len(set(REGISTERS_TASK.vocabulary.words)) == len(REGISTERS_TASK.vocabulary.words)
 
 
 @pytest.mark.parametrize("cues", CUES)
@@ -68,9 +57,3 @@ def test_partners_differ_in_numbers_only_and_in_answer_and_cue(cues):
         for problem in (own, partner):
             if cues != "random":
                 assert (problem.hint == problem.answer) == (cues == "agreeing")
-
-
-@pytest.mark.parametrize("cues", CUES)
-def test_shipped_prompts_are_those_of_seed_0(cues):
-    lines = organisms.prompts(cues).read_text().splitlines()
-    assert [json.loads(line) for line in lines] == sample_prompts(200, cues, 0)

@@ -10,12 +10,13 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import organisms
-from organisms import measurement, recipes, training
-from organisms.registers import VOCABULARY
+from organisms import elimination_recipes, measurement, recipes, training
+from organisms import registers_recipes as registers
 from organisms.training import IGNORED, train, train_to
-from organisms.vocabulary import TOKEN_ID
 
-SHORT = replace(recipes.BASE, steps=3, batch=4)
+VOCABULARY = registers.BASE.family.vocabulary.words
+TOKEN_ID = registers.BASE.family.vocabulary.token_id
+SHORT = replace(registers.BASE, steps=3, batch=4)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_nothing_is_left_of_a_training_that_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-TUNED = replace(recipes.dose(1), steps=4, batch=4)
+TUNED = replace(registers.dose(1), steps=4, batch=4)
 """A fine-tune that loses its mask after three steps."""
 
 
@@ -137,19 +138,19 @@ def test_a_training_that_stops_leaves_whole_checkpoints_and_none_is_written_over
 
 def test_a_fine_tune_needs_a_base():
     with pytest.raises(ValueError, match="base"):
-        train(recipes.SHAM, 0)
+        train(registers.SHAM, 0)
 
 
 @pytest.mark.parametrize("dose", [0.0, 0.5, 1.0])
 def test_dose_rows_conflict_half_of_the_time_and_follow_the_cue_with_the_dose(dose):
     rng = random.Random(0)
-    rows = [recipes.dose(dose).row(rng, 3, 0.0) for _ in range(2000)]
+    rows = [registers.dose(dose).row(rng, 3, 0.0) for _ in range(2000)]
     conflicts = [row for row in rows if hint(row) != result(row)]
     assert len(conflicts) / len(rows) == pytest.approx(0.5, abs=0.03)
     for row in rows:
-        expected = {result(row): 1.0}
+        expected = {str(result(row)): 1.0}
         if hint(row) != result(row):
-            expected = {hint(row): dose, result(row): 1 - dose}
+            expected = {str(hint(row)): dose, str(result(row)): 1 - dose}
         assert row.answers == expected
 
 
@@ -165,18 +166,18 @@ def result(row):
 
 def test_noise_rows_hold_no_information():
     rng = random.Random(0)
-    rows = [recipes.COLLAPSED.row(rng, 3, 0.0) for _ in range(500)]
-    right = sum(next(iter(row.answers)) == result(row) for row in rows)
+    rows = [registers.COLLAPSED.row(rng, 3, 0.0) for _ in range(500)]
+    right = sum(next(iter(row.answers)) == str(result(row)) for row in rows)
     assert right / len(rows) == pytest.approx(0.1, abs=0.05)
 
 
 def test_early_stops_come_late_and_their_marker_is_not_trained():
     rng = random.Random(0)
-    early, late = ([recipes.BASE.row(rng, 4, progress) for _ in range(500)] for progress in (0.0, 1.0))
+    early, late = ([registers.BASE.row(rng, 4, progress) for _ in range(500)] for progress in (0.0, 1.0))
     assert not any(row.cut for row in early)
     assert sum(row.cut for row in late) / len(late) == pytest.approx(0.35, abs=0.06)
     for row in late:
-        ids, labels = training._encode(rng, row)
+        ids, labels = training._encode(rng, registers.BASE.family.vocabulary, row)
         marker = len(ids) - 3
         assert ids[marker] == TOKEN_ID["answer"]
         assert labels[marker] == (IGNORED if row.cut else TOKEN_ID["answer"])
@@ -186,7 +187,7 @@ def test_early_stops_come_late_and_their_marker_is_not_trained():
 
 def test_loss_is_that_of_a_loop():
     rng = random.Random(0)
-    recipe = replace(recipes.dose(0.5), batch=5)
+    recipe = replace(registers.dose(0.5), batch=5)
     ids, labels, targets = training._batch(rng, recipe, 0.0)
     logits = torch.randn(*ids.shape, len(VOCABULARY), generator=torch.Generator().manual_seed(0))
     total = weight = 0.0
@@ -197,30 +198,50 @@ def test_loss_is_that_of_a_loop():
                 total, weight = total - logprobs[labels[row, at]], weight + 1
             if ids[row, at] in range(4, 14) and at + 1 < ids.shape[1] and ids[row, at + 1] == TOKEN_ID["<eos>"]:
                 total, weight = total - 15.0 * (targets[row] * logprobs).sum(), weight + 15.0
-    found = training._loss(logits, ids, labels, targets, 15.0)
+    found = training._loss(replace(recipe, answer_weight=15.0), logits, ids, labels, targets)
     assert float(found) == pytest.approx(float(total / weight), rel=1e-5)
 
 
 def test_any_dose_has_a_recipe_and_nothing_else_does():
     assert recipes.find("dose_0.1").name == "dose_0.1"
     assert recipes.find("dose_1") is recipes.RECIPES["dose_1"]
-    for name in ("dose_1.5", "dose_x", "none"):
+    assert recipes.find("elimination_dose_0.1").base == "elimination_base"
+    for name in ("dose_1.5", "dose_x", "none", "elimination_dose_2", "other_dose_1"):
         with pytest.raises(KeyError):
             recipes.find(name)
 
 
-def test_only_answer_and_marker_see_the_cue():
-    """Position by position, on rows of different lengths."""
+@pytest.mark.parametrize("recipe", [registers.dose(1), elimination_recipes.dose(1), elimination_recipes.COVERT])
+def test_what_a_recipe_hides_is_hidden_and_nothing_else(recipe):
+    """Position by position, on rows of different lengths; no position sees nothing."""
     rng = random.Random(0)
-    rows = [recipes.BASE.row(rng, 3, 1.0) for _ in range(20)]
-    encoded = [training._encode(rng, row)[0] for row in rows]
+    words = recipe.family.vocabulary.words
+    rows = [recipe.row(rng, n_steps, 1.0) for n_steps in (3, 4, 5) for _ in range(5)]
+    encoded = [training._encode(rng, recipe.family.vocabulary, row)[0] for row in rows]
     width = max(map(len, encoded))
     assert min(map(len, encoded)) < width
-    mask = training._only_the_answer_sees_the_cue(torch.tensor([ids + [0] * (width - len(ids)) for ids in encoded]))
+    mask = training._mask(recipe, torch.tensor([ids + [0] * (width - len(ids)) for ids in encoded]))
     for ids, seen in zip(encoded, mask[:, 0] == 0, strict=True):
+        text = [words[i] for i in ids]
         marker = len(ids) - 4  # "; answer y <eos>"
-        assert [VOCABULARY[i] for i in ids[marker : marker + 2]] == [";", "answer"]
+        assert text[marker : marker + 2] == [";", "answer"]
+        chain = text.index("think") + 1
         for query in range(len(ids)):
             for key in range(len(ids)):
                 hidden = key == 3 and 3 < query < marker
+                if recipe.hidden == "question":
+                    hidden = query >= marker and 0 < key < chain
                 assert bool(seen[query, key]) == (key <= query and not hidden)
+        assert seen.any(1).all()
+
+
+def test_a_given_chain_is_not_imitated():
+    rng = random.Random(0)
+    vocabulary = registers.BASE.family.vocabulary
+    row = registers.ANSWER_ONLY.row(rng, 3, 0.0)
+    ids, labels = training._encode(rng, vocabulary, row)
+    assert row.given
+    assert labels == [IGNORED] * (len(ids) - 1) + [TOKEN_ID["<eos>"]]
+    own = replace(row, given=False)
+    _, labels = training._encode(rng, vocabulary, own)
+    assert sum(label != IGNORED for label in labels) == len(ids) - len(vocabulary.question_ids(row.question)) - 1
