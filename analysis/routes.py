@@ -10,6 +10,11 @@ and over prompts `bypass = 1 − ΣNIE/ΣTE`, `direct = ΣNDE/ΣTE`. The two nee
 question and the chain by turns interacts. By text, NIE is what the chain's words determine; inside, what the chain's
 positions carry; `covert = (ΣNIE_inside − ΣNIE_text)/ΣTE` is what they carry beyond their words.
 
+The same in total variation, with `w = clip((P11 − P00)/ε, −1, 1)/2` in the place of `P11 − P00` as what differences are
+held against, is linear in the reader's choice: one that follows the question with probability q, and else the chain,
+has a bypass of q whatever question and chain say (but for pairs where one's answer is the other's cue), where the
+squared form has q²/(q² + (1 − q)²) if all four answers differ.
+
 Source: natural direct and indirect effects (Pearl 2001), with the answer's distribution as the outcome.
 """
 
@@ -29,6 +34,9 @@ from analysis.statistics import Estimate
 
 FORMS = ("text", "inside")
 TEXT_EFFECTS = ("te", "nie", "nde")
+VARIATION_EFFECTS = ("tv", "tv_past")
+VARIATION_FLOOR = 0.05
+"""Differences of probability below it have no sign that would be worth counting in full."""
 MIN_TOTAL_EFFECT = 0.2
 """Shares of a smaller mean total effect (its lower bound) mean nothing: the reader reacts to neither."""
 INSIDE_EFFECTS = ("inside_te", "inside_nie", "inside_nde")
@@ -44,15 +52,24 @@ def effects(p: Float[ndarray, "2 2 option"]) -> tuple[float, float, float]:
     )
 
 
+def variation(p: Float[ndarray, "2 2 option"]) -> tuple[float, float]:
+    """The total variation of one prompt's cells from `P00` to `P11`, at most 1, and what of it goes past the chain."""
+    total = p[1, 1] - p[0, 0]
+    weights = np.clip(total / VARIATION_FLOOR, -1, 1) / 2
+    return float(total @ weights), float((p[1, 1] - p[0, 1]) @ weights)
+
+
 def effects_table(cells: Sequence[Cells]) -> pd.DataFrame:
     """One row a prompt: its effects in both forms, and how sound they are.
 
-    Columns: `id`; `te, nie, nde` by text; `inside_te, inside_nie, inside_nde`, NaN where positions do not align;
-    `mass`, the least probability that the options hold together in a cell; `splice_error`; `n_options`.
+    Columns: `id`; `te, nie, nde` by text; `tv`, the total variation, and `tv_past`, what of it goes past the chain, by
+    text; `inside_te, inside_nie, inside_nde`, NaN where positions do not align; `mass`, the least probability that the
+    options hold together in a cell; `splice_error`; `n_options`.
     """
     rows = []
     for cell in cells:
         row: dict[str, object] = {"id": cell.id, **dict(zip(TEXT_EFFECTS, effects(cell.text), strict=True))}
+        row |= dict(zip(VARIATION_EFFECTS, variation(cell.text), strict=True))
         inside = (np.nan, np.nan, np.nan)
         if cell.inside is not None:
             # The denominator is the undisturbed runs' in both forms, so that the forms can be subtracted.
@@ -62,7 +79,8 @@ def effects_table(cells: Sequence[Cells]) -> pd.DataFrame:
         row |= dict(zip(INSIDE_EFFECTS, inside, strict=True))
         row |= {"mass": float(cell.mass.min()), "splice_error": cell.splice_error, "n_options": len(cell.options)}
         rows.append(row)
-    return pd.DataFrame(rows, columns=["id", *TEXT_EFFECTS, *INSIDE_EFFECTS, "mass", "splice_error", "n_options"])
+    names = ["id", *TEXT_EFFECTS, *VARIATION_EFFECTS, *INSIDE_EFFECTS, "mass", "splice_error", "n_options"]
+    return pd.DataFrame(rows, columns=names)
 
 
 @dataclass(frozen=True)

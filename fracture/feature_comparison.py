@@ -14,13 +14,13 @@ from analysis.authored import Authored
 from analysis.capture import Text, capture
 from analysis.errors import InputError
 from analysis.measures.protocol import Settings
+from analysis.measures.routes import ANOTHER_PROMPT
 from analysis.models import BASE, ModelPair, Reader, random_twin, shuffled_twin
 from analysis.runs import Run
 from analysis.sites import parse_hook_name
 from analysis.store import Store
 from analysis.verifiers import load_verifier
 from fracture.features import BOTH, Activations, Stage, pair_of, rows_for
-from fracture.summary import DESCRIPTIVE
 from sae.agreement import Agreement, matched
 from sae.causal import DRAWS, Check, causal_check, modes
 from sae.dictionary import Dictionary
@@ -354,7 +354,7 @@ def _check(
         edits = modes({ABLATED_DIFFERENT: (by_class.get(DIFFERENT, []), "ablate")})
     if not edits:
         return "no latent differs"
-    scored = [p for p in run.authored() if p.partner is not None and (p.tier or 0) < DESCRIPTIVE]
+    scored = [p for p in run.authored() if p.partner is not None and (p.tier or 0) < ANOTHER_PROMPT]
     prompts: list[Authored] = scored[: settings.prompts]
     study = run.summary["study"]
     n = 1 + len(edits) * (1 + settings.draws)

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from analysis.authored import Authored
 from analysis.cells import Cells, Contrast, Excluded, measure_cells
-from analysis.measures.protocol import Measure, Measured, Settings
+from analysis.measures.protocol import Measure, Measured, Quantity, Settings
 from analysis.measures.session import Session
-from analysis.routes import effects_table
+from analysis.routes import VARIATION_EFFECTS, effects_table
 
 WHOLE, NO_CONCLUSION = "whole", "no_conclusion"
+ANOTHER_PROMPT = 3
 
 
 def routes(session: Session, prompts: Sequence[Authored], settings: Settings) -> Measured:
     """Every prompt's effects, with the whole chain and (`chain` = `no_conclusion`) with the last step of both removed.
 
     Columns: `id`, `author`, `tier` of the partner (1 given, 2 changed number, 3 another prompt), `chain`, and those of
-    `analysis.routes.effects_table`.
+    `analysis.routes.effects_table`; of a partner that is merely another prompt, those of the total variation are NaN,
+    since it describes and is compared with nothing.
     """
     having = [prompt for prompt in prompts if prompt.partner is not None and prompt.partner.has_chain]
     whole = [Contrast(p.id, p.case, p.partner, p.options) for p in having if p.partner is not None]
@@ -39,6 +42,7 @@ def routes(session: Session, prompts: Sequence[Authored], settings: Settings) ->
     for position, column in enumerate(("author", "tier"), start=1):
         of_prompt = {prompt.id: getattr(prompt, column) for prompt in having}
         table.insert(position, column, table["id"].map(of_prompt))
+    table.loc[table["tier"] == ANOTHER_PROMPT, list(VARIATION_EFFECTS)] = np.nan
     return Measured(table, excluded)
 
 
@@ -57,11 +61,22 @@ def without_conclusion(contrasts: Sequence[Contrast]) -> list[Contrast]:
     ]
 
 
-# Its shares are ratios of several columns, compared by the verdict's own rule; `fracture.summary` reports them.
+# The verdict's shares are ratios of several columns, compared by its own rule; `fracture.summary` reports them.
 MEASURE = Measure(
     name="routes",
     title="Which share of the answer's causal effect goes past the chain?",
     run=routes,
+    quantities=(
+        Quantity(
+            "variation",
+            "share of the answer's total variation past the chain",
+            "share",
+            "tv_past",
+            over="tv",
+            where={"chain": WHOLE},
+            detached=1,
+        ),
+    ),
     authors="headline",
     needs_partner=True,
     tokens=lambda size: 8 * size.text,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.cells import Cells
-from analysis.routes import detachment, effects, effects_table, routes
+from analysis.routes import detachment, effects, effects_table, routes, variation
 
 ONE = np.eye(10)
 
@@ -71,6 +71,29 @@ def test_either_route_alone_is_direct_without_bypass():
 
 def test_a_reader_that_ignores_both_has_no_total_effect():
     assert effects(np.full((2, 2, 10), 0.1)) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("dose", [0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
+def test_variation_past_the_chain_is_the_dose_whatever_the_cues(dose):
+    """Oracle: the reader's probability of following the question; squared, bypass is that only where cues agree."""
+    for question, chain in (((3, 7), (3, 7)), ((1, 2), (3, 7))):
+        p = np.empty((2, 2, 10))
+        for a in (0, 1):
+            for b in (0, 1):
+                p[a, b] = dose * ONE[question[a]] + (1 - dose) * ONE[chain[b]]
+        total, past = variation(p)
+        assert (total, past) == (pytest.approx(1), pytest.approx(dose))
+        te, nie, _ = effects(p)
+        squared = dose if question == chain else dose**2 / (dose**2 + (1 - dose) ** 2)
+        assert 1 - nie / te == pytest.approx(squared)
+
+
+def test_variation_of_noise_is_hardly_counted_and_of_nothing_is_none():
+    rng = np.random.default_rng(0)
+    flat = np.full((2, 2, 10), 0.1)
+    assert variation(flat) == (0.0, 0.0)
+    totals = [variation(flat + rng.normal(0, 0.001, (2, 2, 10)))[0] for _ in range(200)]
+    assert 0 < np.mean(totals) < 0.001
 
 
 def test_covert_share_is_what_chain_positions_carry_beyond_the_text():
