@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from analysis.partners import Tier
+from analysis.prompt_fields import from_json, to_json
 from analysis.prompts import Case
 
 GOLD = "gold"
@@ -55,14 +56,14 @@ def to_table(prompts: Sequence[Authored]) -> pd.DataFrame:
             for name in _CASE:
                 value = None if case is None else getattr(case, name)
                 row[prefix + name] = list(value) if isinstance(value, tuple) else value
+        row |= {"ended": prompt.case.ended, "asked": to_json(prompt.case.asked)}
         row |= {"options": list(prompt.options), "tier": prompt.tier, "written": prompt.written}
         rows.append(row)
     names = [prefix + name for prefix in ("", "partner_") for name in _CASE]
-    table = pd.DataFrame(rows, columns=["id", "author", *names, "options", "tier", "written"])
-    texts = ["id", "author", "question", "answer", "partner_question", "partner_answer", "written"]
-    return table.astype(
-        dict.fromkeys(texts, "string") | {"tier": "Int64", "answered": "boolean", "partner_answered": "boolean"}
-    )
+    table = pd.DataFrame(rows, columns=["id", "author", *names, "ended", "asked", "options", "tier", "written"])
+    texts = ["asked", "id", "author", "question", "answer", "partner_question", "partner_answer", "written"]
+    truths = ("answered", "partner_answered", "ended")
+    return table.astype(dict.fromkeys(texts, "string") | dict.fromkeys(truths, "boolean") | {"tier": "Int64"})
 
 
 def from_table(table: pd.DataFrame) -> list[Authored]:
@@ -82,6 +83,8 @@ def from_table(table: pd.DataFrame) -> list[Authored]:
             for prefix in ("", "partner_")
         )
         if case is not None:
+            ended, asked = (None if pd.isna(row[name]) else row[name] for name in ("ended", "asked"))
+            case = replace(case, ended=None if ended is None else bool(ended), asked=from_json(asked))
             tier = None if pd.isna(row["tier"]) else row["tier"]
             written = None if pd.isna(row["written"]) else row["written"]
             options = _texts(row["options"]) or ()

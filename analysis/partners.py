@@ -39,6 +39,7 @@ from analysis.quantities import (
 Tier = Literal[1, 2, 3]
 TIER_NAMES: dict[Tier, str] = {1: "given", 2: "changed number", 3: "another prompt"}
 Reason = Literal[
+    "unanswerable",
     "no chain",
     "no equation",
     "false equation",
@@ -54,13 +55,13 @@ Reason = Literal[
 ]
 """Why a prompt has no partner.
 
-`no chain`: the case has neither steps nor chain. `no equation`: none was found in it. `false equation`,
-`unchecked equation`: one is false, or cannot be checked. `untraced operand`, `untraced mention`, `untraced answer`: an
-operand of an equation, another number of the chain, the answer has no source. Then, when every number of the question
-was tried, the furthest that one came: `no number to change`: none is used in the chain and safe to change.
-`ambiguous source`: sources of some number disagree. `unread equality`: a number would change beside an equals sign that
-is in no equation. `no fitting value`: no value nearby keeps all results of their kind (whole, positive, exact) and
-changes the answer to one that is allowed. `no other prompt`: tier 3 found none.
+`unanswerable`: the prompt says so. `no chain`: the case has neither steps nor chain. `no equation`: none was found in
+it. `false equation`, `unchecked equation`: one is false, or cannot be checked. `untraced operand`, `untraced mention`,
+`untraced answer`: an operand of an equation, another number of the chain, the answer has no source. Then, when every
+number of the question was tried, the furthest that one came: `no number to change`: none is used in the chain and safe
+to change. `ambiguous source`: sources of some number disagree. `unread equality`: a number would change beside an
+equals sign that is in no equation. `no fitting value`: no value nearby keeps all results of their kind (whole,
+positive, exact) and changes the answer to one that is allowed. `no other prompt`: tier 3 found none.
 """
 
 _CHOICE = re.compile(
@@ -426,6 +427,8 @@ def _exact(result: _Result) -> tuple[bool, ...]:
 def _assign(prompt: Prompt, seed: int, tiers: Sequence[Tier], others: OtherPrompts | None) -> PartneredPrompt:
     if prompt.partner is not None and 1 in tiers:
         return PartneredPrompt(prompt, 1)
+    if not prompt.case.asked.answerable:
+        return PartneredPrompt(replace(prompt, partner=None), None, "unanswerable")
     reason: Reason | None = None
     if 2 in tiers:
         found = propagate(prompt, seed)
@@ -446,7 +449,7 @@ class OtherPrompts:
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self._by_length: dict[int, list[Prompt]] = defaultdict(list)
-        for prompt in prompts:
+        for prompt in (each for each in prompts if each.case.asked.answerable):
             self._by_length[_length(prompt.case)].append(prompt)
 
     def draw(self, prompt: Prompt, seed: int) -> Prompt | None:

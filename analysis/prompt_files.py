@@ -14,7 +14,8 @@ from analysis.errors import InputError
 
 REQUIRED = ("question", "answer")
 CHAINS = ("steps", "chain", "response")
-OPTIONAL = ("id", *CHAINS, "options", "counterfactual", "meta")
+ASKED = ("answerable", "abstain", "constraints", "shifted", "partial")
+OPTIONAL = ("id", *CHAINS, "options", "counterfactual", "meta", *ASKED)
 FIELDS = (*REQUIRED, *OPTIONAL)
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")

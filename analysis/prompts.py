@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from analysis.prompt_fields import NOTHING, Asked, read_asked
 from analysis.prompt_files import CHAINS, FIELDS, REQUIRED, Row, kind, read_rows, rows_in_memory
 from analysis.segmentation import is_blank
 
@@ -27,12 +28,14 @@ class Case:
     """A question with its gold answer and, where known, a chain: as steps, or as one text still to be split.
 
     Attributes:
-        question, answer: as texts.
+        question, answer: as texts; the answer is empty where an unanswerable prompt gives none.
         steps: the chain's steps; None while it is not known or not split.
         chain: the chain as one text that a trace format still has to split.
         response: a model's whole text, of which a trace format still has to find chain and answer.
         gaps: what follows each step in the chain's own text; None to write the format's separator between steps.
         answered: False for a response in which no answer was found.
+        ended: whether the chain's author ended its text by itself, and no limit did; None where that is not known.
+        asked: what the prompt asks beyond its question.
     """
 
     question: str
@@ -42,6 +45,8 @@ class Case:
     response: str | None = None
     gaps: tuple[str, ...] | None = None
     answered: bool = True
+    ended: bool | None = None
+    asked: Asked = NOTHING
 
     def __post_init__(self) -> None:
         if self.gaps is not None and (self.steps is None or len(self.gaps) != len(self.steps)):
@@ -85,8 +90,9 @@ def read_prompts(path: str | Path, split: str | None = None, annotations: str = 
 
     A record has `question`, `answer`, and optionally `id`, one of `steps` (a list of texts), `chain` (one text) and
     `response` (a model's whole text), `options`, `counterfactual` (an object `{question, answer, steps}` or the id of
-    another prompt), `meta`. GSM8K's own records are understood as they are: an answer whose last line is `#### 72` is a
-    chain and its answer. See docs/prompts.md.
+    another prompt), `meta`; and `answerable` (false for a question that has no answer, and needs none), `abstain`,
+    `constraints`, `shifted`, `partial`, as in `prompt_fields.Asked`. GSM8K's own records are understood as they are: an
+    answer whose last line is `#### 72` is a chain and its answer. See docs/prompts.md.
 
     Args:
         path: JSONL, a JSON list, Parquet, or a directory written by datasets' `save_to_disk`, with `:split` behind it
@@ -128,7 +134,7 @@ def _prompts(rows: Sequence[Row], source: str, annotations: str) -> list[Prompt]
 def _check_fields(record: Mapping[str, Any], where: str) -> None:
     required = ("id", *REQUIRED) if record.get("id") is not None else REQUIRED
     for key in REQUIRED:
-        if record.get(key) is None:
+        if record.get(key) is None and not (key == "answer" and record.get("answerable") is False):
             raise InputError(f"{where}: field {key!r} is missing; every prompt needs {', '.join(required)}")
     for key in record:
         if key not in FIELDS:
@@ -161,8 +167,13 @@ def _prompt(
     case = cases[identifier]
     partner = _partner(record.get("counterfactual"), identifier, cases, where, annotations)
     options = _options(record.get("options"), where)
+    case = replace(case, asked=read_asked(record, case.answer, options, where))
+    if partner is not None and not case.asked.answerable:
+        raise InputError(f"{where}: field 'counterfactual' needs a right answer, and the prompt is unanswerable")
+    if partner is not None and not partner.answer:
+        raise InputError(f"{where}: field 'counterfactual' names a prompt that is unanswerable; name another")
     for gold, whose in ((case, "answer"), (partner, "partner's answer")):
-        if options and gold and gold.answer not in options:
+        if options and gold and gold.answer and gold.answer not in options:
             raise InputError(f"{where}: the {whose} {gold.answer!r} is not among the options {list(options)}")
     meta = record.get("meta")
     if meta is not None and not isinstance(meta, dict):
@@ -215,8 +226,8 @@ def _case(record: Mapping[str, Any], where: str, annotations: str) -> Case:
             if not isinstance(text, str):
                 raise InputError(f"{where}: field {key!r} must be a text, found {kind(text)}")
             _check_unicode(text, key, where)
-    answer = _text(record["answer"], "answer", where)
-    if not given and isinstance(record["answer"], str) and (found := _GSM8K_ANSWER.search(answer)):
+    answer = "" if record.get("answer") is None else _text(record["answer"], "answer", where)
+    if not given and isinstance(record.get("answer"), str) and (found := _GSM8K_ANSWER.search(answer)):
         chain, answer = answer[: found.start()], found[1].strip()
         if not answer:
             raise InputError(f"{where}: field 'answer' has nothing behind its last '####'; expected the final answer")

@@ -30,6 +30,7 @@ FIGURES: dict[str, str] = {
     "heads": "Which attention heads carry the answer?",
     "attention_flow": "What does the answer lose when it cannot attend to step, question or chain?",
     "repair": "Does the variant use its chain again with the base's states in it?",
+    "costs": "What does fine-tuning cost around the chain?",
     "probe_maps": "Where, in layers and steps, can a probe read the answer?",
     "transfer": "Does the base's probe still read the variant?",
     "drift": "How far have activations moved from the base's? (a baseline)",
@@ -47,6 +48,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "heads": ("head_map",),
     "attention_flow": ("attention_knockout", "masked_flow"),
     "repair": ("repair",),
+    "costs": (
+        *("abstention", "format_adherence", "rule_shift"),
+        *("chain_length", "thought_switches", "partial_input"),
+    ),
     "probe_maps": ("probes",),
     "transfer": ("transfer",),
     "drift": ("drift",),

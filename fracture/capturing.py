@@ -56,7 +56,7 @@ def capture_to_store(
         raise InputError(f"author {author!r}: expected {' or '.join(AUTHORS)}")
     check_site_names(site_names)
     check_positions(positions)
-    given = read_prompts(prompts, annotations=annotations)
+    given = [p for p in read_prompts(prompts, annotations=annotations) if p.case.asked.answerable]
     name = Path(model).name
     name = name if re.fullmatch(r"[A-Za-z0-9][\w.\-]*", name) and name != BASE else "model"
     pair = ModelPair.load(

@@ -35,6 +35,12 @@ MEASURES: dict[str, str] = {
     "masked_flow": "analysis.measures.masked_flow",
     "repair": "analysis.measures.repair",
     "token_kl": "analysis.measures.token_kl",
+    "abstention": "analysis.measures.abstention",
+    "format_adherence": "analysis.measures.format_adherence",
+    "rule_shift": "analysis.measures.rule_shift",
+    "chain_length": "analysis.measures.chain_length",
+    "thought_switches": "analysis.measures.thought_switches",
+    "partial_input": "analysis.measures.partial_input",
     "readout": "probes.measures.readout",
     "probes": "probes.measures.grid",
     "transfer": "probes.measures.transfer",
@@ -46,6 +52,11 @@ STORE_MEASURES = ("readout", "probes", "transfer", "drift")
 """Those that read stored activations, and not a model."""
 TWIN_MEASURES = ("probes",)
 """Of these, those that also read a twin of the base with random weights."""
+
+AS_WRITTEN = ("abstention", "format_adherence")
+"""Those that look at all that a reader wrote: unanswerable prompts, cut texts and empty chains, too."""
+OWN_CHAINS = ("chain_length", "thought_switches")
+"""Those that look at no chain but the reader's own."""
 
 NAMES = tuple(MEASURES)
 

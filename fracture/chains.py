@@ -63,6 +63,12 @@ def known_texts(prompts: Sequence[Prompt], author: str, trace_format: TraceForma
             if case is not None:
                 bare = Case(case.question, case.answer, steps=())
                 yield f"{whose}prompt {prompt.id!r}", segmented(case, trace_format) if author == GOLD else bare
+        asked = prompt.case.asked
+        for name, question in asked.partial:
+            yield f"partial question {name!r} of prompt {prompt.id!r}", Case(question, prompt.case.answer, steps=())
+        if asked.shifted is not None:
+            shifted = Case(asked.shifted.question, asked.shifted.answer, steps=asked.shifted.steps or ())
+            yield f"shifted question of prompt {prompt.id!r}", shifted
 
 
 def write(
@@ -206,4 +212,28 @@ def _case(
 
 def with_chain(case: Case, written: Written) -> Case:
     """The case with the chain that a model wrote for it."""
-    return Case(case.question, case.answer, steps=written.steps, gaps=written.gaps, answered=written.answer is not None)
+    return Case(
+        case.question,
+        case.answer,
+        steps=written.steps,
+        gaps=written.gaps,
+        answered=written.answer is not None,
+        ended=written.cut is None,
+        asked=case.asked,
+    )
+
+
+def as_written(prompts: Sequence[Prompt], written: Mapping[str, pd.DataFrame]) -> list[Authored]:
+    """Every prompt with what each model wrote behind its question, whether or not it can be read as a chain."""
+    return [
+        Authored(
+            prompt.id,
+            author,
+            with_chain(prompt.case, said := texts[prompt.id, OWN]),
+            options=prompt.options,
+            written=said.answer,
+        )
+        for author, table in written.items()
+        for texts in [_written(table)]
+        for prompt in prompts
+    ]

@@ -20,6 +20,8 @@ from fracture import catalogue
 from fracture.chains import choose_author, split
 from fracture.config import PARTNERS, StudyConfig
 
+_FIELDS = {"rule_shift": "shifted", "partial_input": "partial"}
+"""Measure → the field that its prompts have."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -41,8 +43,9 @@ def explain(config: StudyConfig) -> str:
     """
     prompts = read_prompts(config.prompts, annotations=config.annotations)[: config.max_prompts or None]
     pair = ModelPair.load(config.base, config.variants, format=config.format, dtype=config.dtype)
+    answerable = [prompt for prompt in prompts if prompt.case.asked.answerable]
     assigned = assign_partners(
-        [split(prompt, pair.base.encoder.format) for prompt in prompts], config.seed, PARTNERS[config.partners]
+        [split(prompt, pair.base.encoder.format) for prompt in answerable], config.seed, PARTNERS[config.partners]
     )
     author = choose_author(config, [item.prompt for item in assigned])
     model = _model(pair.base)
@@ -57,23 +60,29 @@ def explain(config: StudyConfig) -> str:
         f"chains     of author {author}; on average {size.text:.0f} tokens in {size.steps:.1f} steps{known}",
         "",
         f"{'stage':<26} {'models':>6} {'prompts':>8} {'tokens':>9}",
-        *_stages(config, assigned, author, size),
+        *_stages(config, assigned, len(prompts), author, size),
         "",
         *_memory(config, model, len(prompts), size, pair.base, assigned),
     ]
     return "\n".join(lines)
 
 
-def _stages(config: StudyConfig, prompts: Sequence[PartneredPrompt], author: str, size: Size) -> Iterator[str]:
+def _stages(
+    config: StudyConfig, prompts: Sequence[PartneredPrompt], asked: int, author: str, size: Size
+) -> Iterator[str]:
     readers = 1 + len(config.variants)
-    written = len(prompts) * readers + (sum(p.prompt.partner is not None for p in prompts) if author == BASE else 0)
+    written = asked * readers + (sum(p.prompt.partner is not None for p in prompts) if author == BASE else 0)
     total = written * (size.question + size.chain)
-    yield _line("writing chains", readers, len(prompts), total)
+    yield _line("writing chains", readers, asked, total)
     for name in config.measures or ():
         measure = catalogue.measure(name)
         if measure.run is None:
             continue
         n = sum(item.tier is not None for item in prompts) if measure.needs_partner else len(prompts)
+        if name in _FIELDS:
+            n = sum(bool(getattr(item.prompt.case.asked, _FIELDS[name])) for item in prompts)
+        elif name in catalogue.AS_WRITTEN:
+            n = asked
         if measure.capped and config.patch_prompts:
             n = min(n, config.patch_prompts)
         tokens = n * _texts(measure, len(config.variants), author) * measure.tokens(size)

@@ -11,6 +11,7 @@ from typing import Any
 from analysis.errors import InputError, reason
 from analysis.files import write_whole
 from analysis.partners import TIER_NAMES, PartneredPrompt, assign_partners
+from analysis.prompt_fields import Asked
 from analysis.prompts import Case, read_prompts
 
 
@@ -51,6 +52,7 @@ def _record(item: PartneredPrompt) -> dict[str, Any]:
         record["options"] = list(prompt.options)
     if prompt.partner is not None:
         record["counterfactual"] = _fields(prompt.partner)
+    record |= _asked(prompt.case.asked)
     if prompt.meta:
         record["meta"] = dict(prompt.meta)
     return record
@@ -58,4 +60,16 @@ def _record(item: PartneredPrompt) -> dict[str, Any]:
 
 def _fields(case: Case) -> dict[str, Any]:
     given = asdict(case)
-    return {key: given[key] for key in ("question", "steps", "chain", "response", "answer") if given[key] is not None}
+    # An unanswerable prompt may have no answer.
+    keys = ("question", "steps", "chain", "response", *(("answer",) if case.answer else ()))
+    return {key: given[key] for key in keys if given[key] is not None}
+
+
+def _asked(asked: Asked) -> dict[str, Any]:
+    """What a prompt asks beyond its question, as a file has it."""
+    found = {name: value for name, value in asdict(asked).items() if value not in ((), None, True)}
+    if asked.partial:
+        found["partial"] = dict(asked.partial)
+    if asked.shifted is not None and asked.shifted.steps is None:
+        del found["shifted"]["steps"]
+    return found

@@ -12,7 +12,7 @@ from analysis.authored import GOLD
 from analysis.measures.drift import MAX_PROMPTS
 from analysis.measures.information_gain import CHAIN
 from analysis.measures.repair_states import UNEDITED
-from analysis.measures.routes import NO_CONCLUSION, WHOLE
+from analysis.measures.routes import ANOTHER_PROMPT, NO_CONCLUSION, WHOLE
 from analysis.measures.text_tests import INTACT
 from analysis.models import BASE
 from analysis.partners import TIER_NAMES
@@ -21,7 +21,6 @@ from fracture import catalogue
 from fracture.chains import NO_PARTNER
 from fracture.report_tables import Cell, Group, Row, Table
 from fracture.study import EVERYONE
-from fracture.summary import DESCRIPTIVE
 
 NO_REASON = "not accounted for: the run's tables do not add up"
 
@@ -112,15 +111,20 @@ def _of_readers(run: Run, measure: str) -> Iterator[Account]:
     for reader in run.readers:
         if entry.beside_base and reader == BASE:
             continue
+        lost = excluded[(excluded["reader"] == reader) & (excluded["measure"] == measure)]
+        if measure in catalogue.AS_WRITTEN:
+            scored = rows[rows["reader"] == reader]["id"].nunique()
+            yield Account(f"{reader}, all that it wrote", run.summary["prompts"]["read"], scored, _reasons(lost))
+            continue
         given = [run.headline] + ([reader] if authors != "headline" else [])
         if authors == "all":
             given += list(run.readers) if reader == BASE else [BASE]
+        if measure in catalogue.OWN_CHAINS:
+            given = [reader]
         for author in dict.fromkeys(given):
             scored = rows[(rows["reader"] == reader) & (rows["author"] == author)]["id"].nunique()
-            lost = excluded[
-                (excluded["reader"] == reader) & (excluded["measure"] == measure) & (excluded["author"] == author)
-            ]
-            yield Account(f"{reader}, {_chains(author, reader)}", _written(run, author), scored, _reasons(lost))
+            reasons = _reasons(lost[lost["author"] == author])
+            yield Account(f"{reader}, {_chains(author, reader)}", _written(run, author), scored, reasons)
 
 
 def _of_routes(run: Run) -> Iterator[Account]:
@@ -134,7 +138,7 @@ def _of_routes(run: Run) -> Iterator[Account]:
         of_reader = rows[rows["reader"] == reader]
         whole = of_reader[of_reader["chain"] == WHOLE]
         lost = excluded[(excluded["reader"] == reader) & (excluded["measure"] == catalogue.HEADLINE)]
-        described = int((whole["tier"] >= DESCRIPTIVE).sum())
+        described = int((whole["tier"] >= ANOTHER_PROMPT).sum())
         notes = {"another prompt as partner, counted for no verdict": described} if described else {}
         yield Account(
             f"{reader}, by text",
@@ -144,7 +148,7 @@ def _of_routes(run: Run) -> Iterator[Account]:
             notes,
         )
         if reader != BASE:
-            counted = whole[whole["tier"] < DESCRIPTIVE]
+            counted = whole[whole["tier"] < ANOTHER_PROMPT]
             compared = run.summary["variants"][reader]["bypass"]["text"]["difference"]["n"]
             only = int((~counted["id"].isin(of_base["id"])).sum())
             reasons = {f"scored for {reader}, not for {BASE}": only} if only else {}

@@ -12,6 +12,7 @@ from analysis.runs import Run
 from figures.marks import hidden
 from fracture import catalogue
 from fracture.report_changes import changes_tables
+from fracture.report_costs import length_tables, part_tables, rule_tables
 from fracture.report_interventions import agreement, head_tables, intervention_tables
 from fracture.report_numbers import MISSING, centre_of, limits_of, number, p_value, tiny, too_small
 from fracture.report_probes import probes_tables, transfer_tables
@@ -36,7 +37,9 @@ def measures_tables(run: Run) -> list[MeasureTables]:
     found = []
     for name in run.measures:
         measure = catalogue.measure(name)
-        tables = [measure_table(run, measure)] if measure.quantities else []
+        # What no prompt could be asked has no row, and a measure's own tables say why.
+        tables = [found for found in [measure_table(run, measure)] if found.groups or name not in _BESIDE]
+        tables = tables if measure.quantities else []
         tables += changes_tables(run, measure)
         tables += _BESIDE[name](run) if name in _BESIDE else []
         found.append(MeasureTables(name, measure.title, measure.descriptive, tuple(tables)))
@@ -221,6 +224,9 @@ _BESIDE: Mapping[str, Callable[[Run], Iterator[Table]]] = {
     "interventions": intervention_tables,
     "head_map": head_tables,
     "repair": repair_tables,
+    "rule_shift": rule_tables,
+    "chain_length": length_tables,
+    "partial_input": part_tables,
     "probes": probes_tables,
     "transfer": transfer_tables,
     "drift": _drift,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import figures
 from analysis.runs import FIGURES, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 130
 MAX_SVG = 400_000
@@ -62,6 +66,11 @@ CAPTIONS = {
         "one, and controls and placebo leave it, the chain is used again: the capability was bypassed, not destroyed. "
         "Where they do not, the answer may be read past the chain all the same. Bars are 95% intervals."
     ),
+    "costs": (
+        "What each model does beside being right, on the texts that it wrote itself; right answers without a chain are "
+        "to the whole question or to a part of it in its place. None of it speaks for or against detachment. Only what "
+        "was measured is shown. Bars are 95% intervals."
+    ),
     "probe_maps": (
         "How well a linear probe reads an answer from the activations of prompts that it was not trained on; white is "
         "what it would get without them, or less. Within the outline a score stands above all that it was compared "
@@ -105,21 +114,17 @@ def drawn(run: Run) -> tuple[dict[str, bytes], list[Inlined]]:
     files: dict[str, bytes] = {}
     inlined = []
     for name in figures.available(run):
-        figure = figures.draw(name, run)
-        made = {kind: figures.to_bytes(figure, kind) for kind in ("png", "pdf", "svg")}
+        made, found = inlined_figure(figures.draw(name, run), name, figures.FIGURES[name], CAPTIONS[name])
         files |= {f"{FIGURES}/{name}.{kind}": made[kind] for kind in ("png", "pdf")}
-        # As an image, whatever stands in a figure is never run as script.
-        kind, mime = ("svg", "image/svg+xml") if len(made["svg"]) <= MAX_SVG else ("png", "image/png")
-        width, height = (round(inches * PIXELS_PER_INCH) for inches in figure.get_size_inches())
-        inlined.append(
-            Inlined(
-                name,
-                figures.FIGURES[name],
-                CAPTIONS[name],
-                f"data:{mime};base64,{base64.b64encode(made[kind]).decode()}",
-                width,
-                height,
-                wide=width > 600,
-            )
-        )
+        inlined.append(found)
     return files, inlined
+
+
+def inlined_figure(figure: Figure, name: str, title: str, caption: str) -> tuple[dict[str, bytes], Inlined]:
+    """A figure as bytes in every format, and inlined into a page."""
+    made = {kind: figures.to_bytes(figure, kind) for kind in figures.FORMATS}
+    # As an image, whatever stands in a figure is never run as script.
+    kind, mime = ("svg", "image/svg+xml") if len(made["svg"]) <= MAX_SVG else ("png", "image/png")
+    width, height = (round(inches * PIXELS_PER_INCH) for inches in figure.get_size_inches())
+    source = f"data:{mime};base64,{base64.b64encode(made[kind]).decode()}"
+    return made, Inlined(name, title, caption, source, width, height, wide=width > 600)

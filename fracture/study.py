@@ -25,19 +25,21 @@ from analysis.measures.session import Session
 from analysis.models import BASE, ModelPair, random_twin
 from analysis.partners import TIER_NAMES, PartneredPrompt, assign_partners
 from analysis.prompt_files import file_digest
-from analysis.prompts import read_prompts
+from analysis.prompts import Prompt, read_prompts
 from analysis.runs import ACTIVATIONS, EXCLUDED, MEASURES, SUMMARY, TRACES, TWIN, WORK, Run
 from analysis.store import Store
 from analysis.verifiers import load_verifier
 from fracture import catalogue
-from fracture.chains import NO_PARTNER, assemble, choose_author, known_texts, split, write
+from fracture.chains import NO_PARTNER, as_written, assemble, choose_author, known_texts, split, write
 from fracture.config import PARTNERS, StudyConfig
 from fracture.progress import Progress
 from fracture.run_directory import CHAINS_STAGE, TRACES_STAGE, RunDirectory, check_output, opened
 from fracture.summary import summarise
 
 EVERYONE = "all"
+UNANSWERABLE = "marked as unanswerable: there is no answer to measure"
 _PROMPTS = f"{WORK}/prompts.json"
+_WRITTEN = f"{WORK}/written.parquet"
 _TWIN_STAGE = "activations: the base's random twin"
 
 
@@ -72,14 +74,17 @@ def run_study(config: StudyConfig, progress: Progress | None = None, overwrite: 
         patch_prompts=config.patch_prompts or None,
         max_chain_tokens=config.max_chain_tokens,
     )
+    answerable = [prompt for prompt in read if prompt.case.asked.answerable]
+    unanswerable = [prompt for prompt in read if not prompt.case.asked.answerable]
     prompts = assign_partners(
-        [split(prompt, pair.base.encoder.format) for prompt in read], config.seed, PARTNERS[config.partners]
+        [split(prompt, pair.base.encoder.format) for prompt in answerable], config.seed, PARTNERS[config.partners]
     )
     author = choose_author(config, [item.prompt for item in prompts])
     pair.check_texts(known_texts([item.prompt for item in prompts], author, pair.base.encoder.format))
+    pair.check_texts(known_texts(unanswerable, BASE, pair.base.encoder.format))
     with opened(config, _inputs(config, pair), overwrite) as run:
         if not run.complete:
-            _Study(config, settings, pair, prompts, author, run, progress).make()
+            _Study(config, settings, pair, prompts, unanswerable, author, run, progress).make()
         run.finish()
     return Run.open(config.out)
 
@@ -93,12 +98,13 @@ class _Study:
         settings: Settings,
         pair: ModelPair,
         prompts: Sequence[PartneredPrompt],
+        unanswerable: Sequence[Prompt],
         author: str,
         run: RunDirectory,
         progress: Progress,
     ) -> None:
         self._config, self._settings, self._pair = config, settings, pair
-        self._prompts, self._author = prompts, author
+        self._prompts, self._unanswerable, self._author = prompts, unanswerable, author
         self._run, self._progress = run, progress
         self._measures = {name: catalogue.measure(name) for name in config.measures or ()}
 
@@ -124,9 +130,8 @@ class _Study:
 
     def _write_chains(self, name: str) -> dict[str, bytes]:
         reader = self._pair.open(name)
-        return {
-            _chains_file(name): parquet_bytes(write(reader, self._prompts, self._author, self._config, self._progress))
-        }
+        asked = [*self._prompts, *(PartneredPrompt(prompt, None) for prompt in self._unanswerable)]
+        return {_chains_file(name): parquet_bytes(write(reader, asked, self._author, self._config, self._progress))}
 
     def _traces(self) -> dict[str, bytes]:
         written = {
@@ -139,10 +144,13 @@ class _Study:
                 f"prompt file {self._config.prompts}: none of its {len(self._prompts)} prompts has a chain that can be "
                 f"read ({_counted(chains.excluded)})"
             )
+        authors = dict.fromkeys((self._author, *written))
+        apart = [Excluded(prompt.id, UNANSWERABLE, whose) for whose in authors for prompt in self._unanswerable]
+        left_out = [*chains.excluded, *apart]
         with_partner = [prompt for prompt in headline if prompt.partner is not None]
-        lost = [item for item in chains.excluded if item.author == self._author] + list(chains.without_partner)
+        lost = [item for item in left_out if item.author == self._author] + list(chains.without_partner)
         accounts = {
-            "read": len(self._prompts),
+            "read": len(self._prompts) + len(self._unanswerable),
             "partners": {
                 TIER_NAMES[tier]: n for tier, n in sorted(Counter(p.tier for p in with_partner if p.tier).items())
             },
@@ -151,9 +159,11 @@ class _Study:
             ),
             "excluded": dict(sorted(Counter(item.reason for item in lost).items())),
         }
-        excluded = [*_rows(chains.excluded, EVERYONE, ""), *_rows(chains.without_partner, EVERYONE, NO_PARTNER)]
+        texts = as_written([*(item.prompt for item in self._prompts), *self._unanswerable], written)
+        excluded = [*_rows(left_out, EVERYONE, ""), *_rows(chains.without_partner, EVERYONE, NO_PARTNER)]
         return {
             TRACES: parquet_bytes(to_table(chains.prompts)),
+            _WRITTEN: parquet_bytes(to_table(texts)),
             _excluded_file("traces", EVERYONE): parquet_bytes(_excluded_table(excluded)),
             _PROMPTS: json.dumps(accounts, ensure_ascii=False).encode(),
         }
@@ -166,11 +176,12 @@ class _Study:
         if not missing and not keeps and not twins:
             return
         read = {m.name: self._read_by(name, m, authored) for m in self._measures.values() if m.run is not None}
+        readable = [prompts for measure, prompts in read.items() if measure not in catalogue.AS_WRITTEN]
         session = Session(
             self._pair,
             self._pair.open(name),
             self._config.batch_tokens,
-            known=tuple(dict.fromkeys(prompt for prompts in read.values() for prompt in prompts)),
+            known=tuple(dict.fromkeys(prompt for prompts in readable for prompt in prompts)),
             stage=self._progress.stage,
         )
         for measure in missing:
@@ -183,6 +194,11 @@ class _Study:
 
     def _read_by(self, name: str, measure: Measure, authored: Sequence[Authored]) -> list[Authored]:
         """The prompts that a model reads for a measure: whose chains is for the measure to say."""
+        if measure.name in catalogue.AS_WRITTEN:
+            texts = from_table(pd.read_parquet(self._run.path / _WRITTEN))
+            return [prompt for prompt in texts if prompt.author == name]
+        if measure.name in catalogue.OWN_CHAINS:
+            return [prompt for prompt in authored if prompt.author == name]
         authors = [self._author]
         if measure.authors != "headline":
             authors.append(name)

@@ -50,13 +50,13 @@ def change(base: pd.DataFrame, variant: pd.DataFrame, quantity: Quantity) -> Cha
         first, second = _sums(ours, quantity), _sums(theirs, quantity)
         aligned = [column.reindex(first[0].index).to_numpy() for column in second]
         difference = statistics.ratio_difference((first[0].to_numpy(), first[1].to_numpy()), (aligned[0], aligned[1]))
-        return Change(difference, _p(difference))
+        return Change(difference, p_value(difference))
     first_values, second_values = (_clusters(rows, quantity) for rows in (ours, theirs))
     if quantity.binary and all(np.isin(values.means, (0.0, 1.0)).all() for values in (first_values, second_values)):
         test = statistics.mcnemar(first_values, second_values)
         return Change(test.difference, test.p)
     difference = statistics.paired_difference(first_values, second_values)
-    return Change(difference, _p(difference))
+    return Change(difference, p_value(difference))
 
 
 def hidden(rows: pd.DataFrame, quantity: Quantity) -> bool:
@@ -97,7 +97,7 @@ def _sums(rows: pd.DataFrame, quantity: Quantity) -> tuple[pd.Series[float], pd.
     return sums[quantity.value].astype(float), sums[quantity.over].astype(float)
 
 
-def _p(difference: Estimate) -> float:
+def p_value(difference: Estimate) -> float:
     """Two-sided, by Student's t; where all prompts differ by the same, the share of sign flips that are as extreme."""
     if difference.n < 2 or math.isnan(difference.estimate):
         return 1.0
