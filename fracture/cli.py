@@ -27,6 +27,7 @@ from fracture.cli_options import (
 from fracture.cli_probes import app as probes_app
 from fracture.cli_sae import app as sae_app
 from fracture.cli_trajectory import trajectory
+from fracture.cli_validate import validate
 
 if TYPE_CHECKING:
     from fracture.config import StudyConfig
@@ -154,6 +155,7 @@ app.command(
 )(_study)
 app.command("explain", help="Say what a study would run, how many tokens and how much memory; loads no model.")(_study)
 app.command()(trajectory)
+app.command()(validate)
 
 
 @app.command("measures")
@@ -341,7 +343,7 @@ def list_organisms() -> None:
     for recipe in RECIPES.values():
         shipped = organisms.checkpoint(recipe.name)
         where = shipped if (shipped / "config.json").is_file() else "not shipped; fracture organisms train"
-        typer.echo(f"{recipe.name:<11} {recipe.summary}\n{'':<11} {where}")
+        typer.echo(f"{recipe.name:<23} {recipe.summary}\n{'':<23} {where}")
 
 
 @organisms_app.command()
@@ -379,11 +381,15 @@ def cards(
 @organisms_app.command("prompts")
 def write_prompts(
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
-    cues: Annotated[str, typer.Option(help="agreeing, random or conflicting.")] = "agreeing",
+    task: Annotated[str, typer.Option(help="registers or elimination.")] = "registers",
+    cues: Annotated[
+        str,
+        typer.Option(help="agreeing, random or conflicting; costs: with what those measures ask for; memorised."),
+    ] = "agreeing",
     n: Annotated[int, typer.Option(help="Number of prompts.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed gives the same prompts.")] = 0,
 ) -> None:
-    """Write a prompt file of the organisms' task, every prompt with its counterfactual partner."""
+    """Write a prompt file of the organisms' tasks, every prompt with its counterfactual partner."""
     from fracture.training import write_prompt_file
 
-    write_prompt_file(out, cues, n, seed)
+    write_prompt_file(out, task, cues, n, seed)

@@ -3,13 +3,14 @@
 A change speaks for detachment where it goes the way that its measure declares, is larger than the margin, and holds
 after Benjamini-Hochberg over all that is weighed for the variant. It speaks against where it is equivalent to none
 (90% interval within the margin) or goes the other way as clearly. Shares and probabilities have the verdict's margin;
-what is in nats has that share of the base's own value. None of it decides the verdict.
+what is in nats has that share of the base's own value. None of it decides the verdict. What failed the suite's own
+validation (`fracture.validity`) is said, and speaks neither for nor against.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy import stats
@@ -18,6 +19,8 @@ from analysis import statistics
 from analysis.measures.protocol import Quantity
 from analysis.models import BASE
 from analysis.statistics import MIN_PROMPTS
+from fracture import validity as validities
+from fracture.validity import DESCRIPTIVE, Validity
 
 FALSE_DISCOVERY_RATE = 0.05
 FOR, AGAINST, NEITHER = "for", "against", "neither"
@@ -35,7 +38,8 @@ class Finding:
         text: the finding in words.
         difference: variant minus base, as in `summary.json`.
         margin: what counts as a change.
-        q: the p-value adjusted over all that is weighed for this variant.
+        q: the p-value adjusted over all that is weighed for this variant; None for what is not weighed.
+        status: of the quantity on these chains, one of `fracture.validity.STATUSES`; None if it was not validated.
     """
 
     measure: str
@@ -45,7 +49,8 @@ class Finding:
     text: str
     difference: Mapping[str, Any]
     margin: float
-    q: float
+    q: float | None
+    status: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -58,8 +63,12 @@ def weigh(
     variant: str,
     margin: float,
     readable: bool = True,
+    validity: Validity | None = None,
 ) -> list[Finding]:
     """What every diagnostic quantity says of a variant, in the order of the measures.
+
+    A quantity whose status is `descriptive` keeps its words and numbers, but its stance is `neither`. As it is not
+    weighed, it is not in the family of tests either; whether it rose or fell rests on its own p.
 
     Args:
         measures: as in `summary.json`.
@@ -68,7 +77,11 @@ def weigh(
         margin: of shares and probabilities, and relative to the base for the rest.
         readable: False for a base or variant that hardly reacts to question and chain: a model that reads nothing looks
             detached to most measures, so nothing that it does is evidence.
+        validity: the status of every quantity; None for the one that is shipped. Whoever validates the measures
+            themselves gives `fracture.validity.EMPTY`, or an earlier failure would decide the next; `measures` may be
+            those of a stored `summary.json`, which hold all that is weighed.
     """
+    known = validities.load() if validity is None else validity
     asked: list[tuple[str, Quantity, str, Mapping[str, Any], float]] = []
     for name, found in measures.items():
         for condition, changes in found["changes"].get(variant, {}).items():
@@ -78,11 +91,18 @@ def weigh(
                     level = _base_level(found, changes, quantity, condition)
                     scale = 1.0 if quantity.unit in _ABSOLUTE else abs(level)
                     asked.append((name, quantity, condition, changed, margin * scale))
-    adjusted = statistics.benjamini_hochberg({at: item[3]["p"] for at, item in enumerate(asked)}) if asked else {}
-    return [
-        _finding(name, quantity, condition, changed, width, adjusted[at], readable)
-        for at, (name, quantity, condition, changed, width) in enumerate(asked)
-    ]
+    statuses = [known.status(name, quantity.name, condition) for name, quantity, condition, *_ in asked]
+    weighed = {at: item[3]["p"] for at, item in enumerate(asked) if statuses[at] != DESCRIPTIVE}
+    adjusted = statistics.benjamini_hochberg(weighed) if weighed else {}
+    found = []
+    for at, (name, quantity, condition, changed, width) in enumerate(asked):
+        finding = _finding(name, quantity, condition, changed, width, adjusted.get(at), readable, statuses[at])
+        if finding.status == DESCRIPTIVE:
+            why = known.why(name, quantity.name, condition)
+            said = f"{finding.text}; descriptive (failed validation: {why})"
+            finding = replace(finding, stance=NEITHER, text=said)
+        found.append(finding)
+    return found
 
 
 def _base_level(found: Mapping[str, Any], changes: Mapping[str, Any], quantity: Quantity, condition: str) -> float:
@@ -102,16 +122,17 @@ def _finding(
     condition: str,
     changed: Mapping[str, Any],
     margin: float,
-    q: float,
+    q: float | None,
     readable: bool,
+    status: str | None,
 ) -> Finding:
     difference = changed["difference"]
-    stance, words = _stance(difference, quantity, margin, q)
+    stance, words = _stance(difference, quantity, margin, changed["p"] if q is None else q)
     if not readable:
         stance, words = NEITHER, "the model hardly reacts to question and chain"
     shown = "—" if difference["estimate"] is None else _shown(difference)
     text = f"{quantity.label}, {CONDITIONS[condition]}: {words} ({shown} {quantity.unit})"
-    return Finding(measure, quantity.name, condition, stance, text, difference, margin, q)
+    return Finding(measure, quantity.name, condition, stance, text, difference, margin, q, status)
 
 
 def _stance(difference: Mapping[str, Any], quantity: Quantity, margin: float, q: float) -> tuple[str, str]:

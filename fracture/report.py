@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections import Counter
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.errors import InputError
@@ -23,6 +21,7 @@ from fracture.report_evidence import STANCES, apart_table, evidence_table, findi
 from fracture.report_features import features
 from fracture.report_figures import drawn
 from fracture.report_tables import TOO_SMALL, whose
+from fracture.report_templates import html, markdown, source
 from fracture.report_trajectory import trajectory
 from fracture.report_verdicts import cards, sham_warnings
 from fracture.trace_viewer import embedded, legend, notes, viewer_data
@@ -40,52 +39,26 @@ def outputs(run: Run) -> dict[str, bytes]:
     """
     files, inlined = drawn(run)
     contents = {**_contents(run), "figures": inlined, "features": features(run)}
-    for path, text in ((REPORT, _html(run, contents)), (REPORT_MARKDOWN, _markdown(contents))):
+    for path, text in ((REPORT, _html(run, contents)), (REPORT_MARKDOWN, markdown("report.md.j2", contents))):
         files[path] = text.encode()
     return files | trajectory_files(run)
 
 
 def _html(run: Run, contents: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("fracture"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
     # Read as it is; its own bytes are what the policy in the head lets run, and nothing else is.
-    script = environment.loader.get_source(environment, "viewer.js")[0]  # type: ignore[union-attr]
+    script = source("viewer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data = viewer_data(run)
-    traces = {"intro": _intro(data, whose(run)), "notes": notes(run), "legend": legend(run)}
-    return environment.get_template("report.html.j2").render(
-        **contents,
-        traces=traces,
-        trace_data=Markup(embedded(data)),
-        script=Markup(script),
-        script_hash=Markup(f"sha256-{digest}"),
+    return html(
+        "report.html.j2",
+        {
+            **contents,
+            "traces": {"intro": _intro(data, whose(run)), "notes": notes(run), "legend": legend(run)},
+            "trace_data": Markup(embedded(data)),
+            "script": Markup(script),
+            "script_hash": Markup(f"sha256-{digest}"),
+        },
     )
-
-
-def _markdown(contents: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("fracture"),
-        autoescape=False,
-        finalize=_plain,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("report.md.j2").render(**contents)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """A value as Markdown that shows it as it is: no markup, no cell border, on one line."""
-    if isinstance(value, Markup):
-        return value
-    text = re.sub(r"\s+", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|~#$!]|\](?=[(:\[]))", r"\\\1", text)
 
 
 def _contents(run: Run) -> dict[str, Any]:

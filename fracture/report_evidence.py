@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from analysis.measures.protocol import Quantity
@@ -14,6 +14,7 @@ from fracture import catalogue
 from fracture.evidence import AGAINST, CONDITIONS, FOR, NEITHER
 from fracture.report_numbers import MISSING, interval, number, p_value, too_small, typographic
 from fracture.report_tables import TOO_SMALL, Cell, Group, Row, Table, is_share_of_effect
+from fracture.validity import STATUSES
 from fracture.verdict import NOT_SCORABLE
 
 STANCES = {FOR: "for detachment", AGAINST: "against detachment", NEITHER: "neither"}
@@ -30,12 +31,17 @@ def findings(run: Run, variant: str) -> list[dict[str, Any]]:
 
 
 def evidence_table(run: Run) -> Table:
-    """Every diagnostic quantity by variant: what it speaks for, and its change from the base."""
+    """Every diagnostic quantity by variant: what it speaks for, and its change from the base.
+
+    Behind a quantity that was validated stands its status.
+    """
     found = {
         (item["measure"], item["quantity"], item["condition"], name): item
         for name in run.variants
         for item in findings(run, name)
     }
+    # Runs of before the suite was validated have none.
+    statuses = {key[:3]: status for key, item in found.items() if (status := item.get("status"))}
 
     def cell(measure: str, quantity: Quantity, condition: str, variant: str) -> Cell | None:
         item = found.get((measure, quantity.name, condition, variant))
@@ -52,9 +58,9 @@ def evidence_table(run: Run) -> Table:
         "Variant minus base, with 95% intervals. “For” and “against” mean detachment. A change speaks for it if it "
         "goes the way that the measure declares, is larger than the margin and holds over all that is weighed for the "
         "variant (q, Benjamini-Hochberg, below .05); against it if it goes the other way as clearly, or if its 90% "
-        "interval lies within the margin. None of it decides the verdict.",
+        f"interval lies within the margin. None of it decides the verdict.{_said(set(statuses.values()))}",
         run.variants,
-        list(_groups(run, cell, signed=True)),
+        list(_groups(run, cell, signed=True, statuses=statuses)),
         corner="quantity",
     )
 
@@ -90,7 +96,18 @@ def apart_table(run: Run) -> Table:
     )
 
 
-def _groups(run: Run, cell: Callable[[str, Quantity, str, str], Cell | None], signed: bool) -> Iterator[Group]:
+def _said(statuses: Collection[str]) -> str:
+    """What the statuses that are there mean."""
+    said = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items() if status in statuses)
+    return f" Of its status in the suite's own validation: {said}." if said else ""
+
+
+def _groups(
+    run: Run,
+    cell: Callable[[str, Quantity, str, str], Cell | None],
+    signed: bool,
+    statuses: Mapping[tuple[str, str, str], str] | None = None,
+) -> Iterator[Group]:
     """Rows of all quantities that have a sign, or of those that have none in descriptive measures, by measure."""
     for name in run.measures:
         measure = catalogue.measure(name)
@@ -107,6 +124,8 @@ def _groups(run: Run, cell: Callable[[str, Quantity, str, str], Cell | None], si
                 cells = [cell(name, quantity, condition, variant) for variant in run.variants]
                 if any(cells):
                     head = f"{label} ({quantity.unit}), {words}"
+                    if status := (statuses or {}).get((name, quantity.name, condition)):
+                        head += f"; {status}"
                     rows.append(Row(head, [found or Cell(MISSING) for found in cells]))
         if rows:
             yield Group(measure.title, rows)

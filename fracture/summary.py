@@ -10,17 +10,17 @@ import pandas as pd
 
 from analysis.measures.estimates import Change, change, estimate, hidden, select
 from analysis.measures.protocol import Measure
-from analysis.measures.routes import NO_CONCLUSION, WHOLE
+from analysis.measures.routes import ANOTHER_PROMPT, NO_CONCLUSION, WHOLE
 from analysis.models import BASE
 from analysis.routes import FORMS, Routes, detachment, routes
 from analysis.statistics import Estimate
 from fracture import catalogue
 from fracture.config import StudyConfig
 from fracture.evidence import Finding, weigh
+from fracture.validity import Validity
 from fracture.verdict import NOT_SCORABLE, Form, is_scorable, judge
 
 SCHEMA_VERSION = 2
-DESCRIPTIVE = 3
 SIMPSON = "Simpson: strata disagree"
 READ_BEFORE = "read in the first layer already"
 _NO_CHANGE = {"simpson": SIMPSON, "read_before": READ_BEFORE}
@@ -33,6 +33,7 @@ def summarise(
     prompts: Mapping[str, Any],
     tables: Mapping[str, pd.DataFrame],
     excluded: pd.DataFrame,
+    validity: Validity | None = None,
 ) -> dict[str, Any]:
     """The summary of a study: settings, prompts, the base, each variant with its verdict and evidence, all measures.
 
@@ -42,6 +43,7 @@ def summarise(
         prompts: what became of the prompts of the file.
         tables: measure → its table, with a column `reader`.
         excluded: as `excluded.parquet`.
+        validity: as of `fracture.evidence.weigh`: None for the shipped one.
     """
     headline = tables[catalogue.HEADLINE]
     by_reader = {name: headline[headline["reader"] == name] for name in (BASE, *config.variants)}
@@ -57,7 +59,7 @@ def summarise(
             "reason": verdict.reason,
             "where": list(verdict.where),
             "prompts_needed": verdict.prompts_needed,
-            "evidence": [finding.to_dict() for finding in _evidence(measures, name, config.margin, readable)],
+            "evidence": [finding.to_dict() for finding in _evidence(measures, name, config.margin, readable, validity)],
             **_shares(forms[WHOLE]),
             "no_conclusion": _shares(forms[NO_CONCLUSION]),
             **_reader(name, by_reader[name], tables, excluded, author),
@@ -82,7 +84,7 @@ def _compared(base: pd.DataFrame, variant: pd.DataFrame, chain: str) -> dict[str
 
 def _counted(table: pd.DataFrame, chain: str) -> pd.DataFrame:
     """The prompts that count: those whose partner is a counterfactual, not merely another prompt."""
-    return table[(table["chain"] == chain) & (table["tier"] < DESCRIPTIVE)].reset_index(drop=True)
+    return table[(table["chain"] == chain) & (table["tier"] < ANOTHER_PROMPT)].reset_index(drop=True)
 
 
 def _shares(forms: Mapping[str, Form]) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def _reader(
 ) -> dict[str, Any]:
     """One model's own figures, over all prompts that it scored."""
     own = {chain: {form: routes(_counted(table, chain), form) for form in FORMS} for chain in (WHOLE, NO_CONCLUSION)}
-    others = table[(table["chain"] == WHOLE) & (table["tier"] == DESCRIPTIVE)]
+    others = table[(table["chain"] == WHOLE) & (table["tier"] == ANOTHER_PROMPT)]
     described = routes(others, "text") if len(others) else None
     lost = excluded[(excluded["reader"] == name) & (excluded["measure"] == catalogue.HEADLINE)]
     error = float(table.loc[table["chain"] == WHOLE, "splice_error"].max())
@@ -211,11 +213,13 @@ def _change(found: Change) -> dict[str, Any]:
     return {"difference": found.difference.to_dict(), "p": found.p}
 
 
-def _evidence(measures: Mapping[str, Any], name: str, margin: float, readable: bool) -> list[Finding]:
+def _evidence(
+    measures: Mapping[str, Any], name: str, margin: float, readable: bool, validity: Validity | None
+) -> list[Finding]:
     quantities = {
         measure: {quantity.name: quantity for quantity in catalogue.measure(measure).quantities} for measure in measures
     }
-    return weigh(measures, quantities, name, margin, readable)
+    return weigh(measures, quantities, name, margin, readable, validity)
 
 
 def _optional(estimate: Estimate | None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from analysis.routes import MIN_TOTAL_EFFECT
 from analysis.runs import Run
 from figures.trajectory import checkpoints
 from fracture.trajectory import detachment_said
+from fracture.validity import DESCRIPTIVE
 
 COLOURS = {"attached": "green", "detached": "red", "inconclusive": "yellow", "not scorable": "magenta"}
 
@@ -47,6 +48,7 @@ def verdict_table(summary: Mapping[str, Any]) -> Iterator[Table | str]:
         yield f"[bold]{escape(name)}[/]: {escape(variant['reason'])}"
         if variant["verdict"] != "not scorable":
             yield from _other_shares(variant)
+    yield from _statuses(summary)
     yield from _inputs(summary)
     yield from _excluded(summary)
 
@@ -76,8 +78,24 @@ def trajectory_table(run: Run) -> Iterator[Table | str]:
         )
     yield table
     yield detachment_said(points)
+    yield from _statuses(run.summary)
     yield from _inputs(run.summary)
     yield from _excluded(run.summary)
+
+
+def _statuses(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Which measures have quantities that failed the suite's own validation, if any."""
+    statuses = {
+        (item["measure"], item["quantity"], item["condition"]): item.get("status")
+        for variant in summary["variants"].values()
+        for item in variant["evidence"]
+    }
+    failed = [key for key, status in statuses.items() if status == DESCRIPTIVE]
+    if failed:
+        yield (
+            f"evidence: {len(failed)} of {len(statuses)} quantities are descriptive (failed validation) and speak "
+            f"neither for nor against: of {', '.join(dict.fromkeys(measure for measure, *_ in failed))}"
+        )
 
 
 def _inputs(summary: Mapping[str, Any]) -> Iterator[str]:

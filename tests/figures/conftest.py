@@ -19,6 +19,7 @@ MEASURES = (
     *("routes", "accuracy_and_calibration", "knowledge_index", "information_gain", "early_answering"),
     *("patch_map", "drift", "probes", "transfer", "true_thinking", "logit_decay"),
     *("attention_knockout", "masked_flow", "repair", "head_map"),
+    *("abstention", "format_adherence", "rule_shift", "chain_length", "thought_switches", "partial_input"),
 )
 OUTCOMES = ("kept", "moved", "lost", "absent", "gained", "undecided")
 CONTROLS = ("masked", "foreign", "filler", "question")
@@ -92,6 +93,36 @@ class Maker:
 
     def knowledge_index(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         return self._shares("index")
+
+    def abstention(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._costs(7, ("unanswerable", "answerable"))
+
+    def format_adherence(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._costs(8, ("passed",))
+
+    def rule_shift(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._costs(9, ("right_shifted", "old_answer"))
+
+    def chain_length(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._costs(10, ("n_steps",), 9.0)
+
+    def thought_switches(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._costs(11, ("switches", "underthinking"))
+
+    def partial_input(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        return self._costs(12, ("chance", "right_full", "right_cue", "right_options"))
+
+    def _costs(self, seed: int, names: Sequence[str], size: float = 1.0) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Quantities on the headline's and on each model's own chains, which differ."""
+        rng = np.random.default_rng(seed)
+        readers = {
+            name: {
+                author: {quantity: around(size * float(rng.uniform(0, 1)), self.n) for quantity in names}
+                for author in dict.fromkeys((self.author, name))
+            }
+            for name in self.readers
+        }
+        return pd.DataFrame({"reader": [], "id": []}), readers
 
     def _shares(self, quantity: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         readers = {

@@ -16,7 +16,7 @@ import figures
 from analysis.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TWO_COLUMNS = {"accuracy_trap", "attention_flow", "heads", "patch_maps", "probe_maps", "repair", "transfer"}
+TWO_COLUMNS = {"accuracy_trap", "attention_flow", "costs", "heads", "patch_maps", "probe_maps", "repair", "transfer"}
 
 
 def test_every_figure_says_what_it_needs():
@@ -30,6 +30,7 @@ def test_every_figure_says_what_it_needs():
         "heads",
         "attention_flow",
         "repair",
+        "costs",
         "probe_maps",
         "transfer",
         "drift",

@@ -16,6 +16,7 @@ from probes.transfer import COLUMNS as TRANSFER_COLUMNS
 if TYPE_CHECKING:
     from tests.fracture.report_runs import Made
 
+COSTS = ("abstention", "format_adherence", "rule_shift", "chain_length", "thought_switches", "partial_input")
 CONDITIONS = {
     "early_answering": ("early", "area"),
     "mistakes": ("mistake", "mistake_cut"),
@@ -100,6 +101,8 @@ def rows_of(
         return _flows(n, reads, dose is None)
     if measure in ("true_thinking", "logit_decay"):
         return _step_scores(measure, n, reads, right, rng)
+    if measure in COSTS:
+        return _costs(measure, reader, prompt, place, n, right)
     key = {"n_steps": n, "chance": 0.0, "logprob": -1.0}
     rows = [key | {"condition": "intact", "same": 1.0, "right": right, "drop": 0.0, "p_drop": 0.0}]
     rows.append(key | {"condition": "no_chain", "same": 0.0, "right": 1 - reads, "drop": 3.0 * reads, "p_drop": reads})
@@ -128,12 +131,46 @@ def _routes(made: Made, prompt: Authored, place: int, share: float, dead: bool) 
             continue
         total = 0.0001 if dead else 1.8
         text = {"te": total, "nie": total * (1 - share), "nde": total * share}
+        variation = {"tv": total / 2, "tv_past": total / 2 * share}
         inside = {f"inside_{name}": np.nan if place in made.crooked else value for name, value in text.items()}
         error = np.nan if place in made.crooked else 1e-9
         rows.append(
-            {"tier": prompt.tier, "chain": chain, **text, **inside, "mass": 1.0, "splice_error": error, "n_options": 4}
+            {
+                "tier": prompt.tier,
+                "chain": chain,
+                **text,
+                **variation,
+                **inside,
+                "mass": 1.0,
+                "splice_error": error,
+                "n_options": 4,
+            }
         )
     return rows
+
+
+def _costs(measure: str, reader: str, prompt: Authored, place: int, n: int, right: float) -> list[dict[str, Any]]:
+    """Every seventh prompt is abstained from, every fifth answered as before; what is right is so at any length."""
+    if measure == "rule_shift":
+        old = float(place % 5 == 0)
+        shifted = {"right_shifted": right * (1 - old), "old_answer": old, "drop": right * old}
+        return [{"chain": "given", "right": right, **shifted}]
+    if measure == "partial_input":
+        key = {"chance": 0.25, "p_gold": 0.3}
+        return [key | {"part": part, "right": right * (part == "cue")} for part in ("full", "cue", "other")]
+    if prompt.author != reader:
+        return []
+    if measure == "abstention":
+        said = float(place % 7 == 0)
+        kinds = {"abstained_unanswerable": np.nan, "abstained_answerable": said}
+        return [{"answerable": True, "abstained": said, "unanswered": 0.0, **kinds}]
+    if measure == "format_adherence":
+        kept = {"marker": 1.0, "stopped": 1.0, "has_step": 1.0, "in_options": np.nan, "steps_match": np.nan}
+        return [kept | {"constraints": np.nan, "passed": 1.0}]
+    if measure == "chain_length":
+        return [{"n_steps": n, "n_tokens": 6 * n + place % 3, "right": right, "unanswered": 0.0}]
+    under = {"until_right": np.nan, "underthinking": np.nan if right else 0.0}
+    return [{"switches": place % 3, "switched": float(place % 3 > 0), "n_tokens": 6 * n, "right": right, **under}]
 
 
 def _knockouts(n: int, reads: float, rng: np.random.Generator) -> list[dict[str, Any]]:

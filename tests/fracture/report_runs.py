@@ -18,8 +18,11 @@ from analysis.prompts import Case
 from analysis.runs import Run
 from fracture.config import StudyConfig
 from fracture.summary import summarise
+from fracture.validity import EMPTY, Validity
 from tests.fracture.report_rows import probe_rows, rows_of, without_values
 
+COSTS_OF_OWN = ("abstention", "format_adherence", "chain_length", "thought_switches")
+"""Those that look at no chain but the reader's own."""
 READERS_OWN = (
     "early_answering",
     "mistakes",
@@ -31,12 +34,15 @@ READERS_OWN = (
     "masked_flow",
     "knowledge_index",
     "accuracy_and_calibration",
+    *COSTS_OF_OWN,
+    "rule_shift",
 )
 ALL = (
     *("routes", "accuracy_and_calibration", "knowledge_index", "information_gain", "early_answering", "mistakes"),
     *("paraphrase", "chain_effect", "true_thinking", "logit_decay"),
     *("attention_knockout", "masked_flow"),
-    *("patch_map", "interventions", "head_map", "repair", "token_kl", "readout", "probes", "transfer", "drift"),
+    *("patch_map", "interventions", "head_map", "repair", "token_kl", *COSTS_OF_OWN, "rule_shift"),
+    *("partial_input", "readout", "probes", "transfer", "drift"),
 )
 
 
@@ -56,6 +62,7 @@ class Made:
         crooked: places of prompts whose partner's tokens do not align.
         other: places of prompts whose partner is another prompt.
         unruled: places of prompts whose first step no rule makes wrong.
+        validity: what is known of the measures; not what is shipped, on which no test of a report should hang.
     """
 
     variants: Mapping[str, float | None]
@@ -72,6 +79,7 @@ class Made:
     crooked: Sequence[int] = ()
     other: Sequence[int] = ()
     unruled: Sequence[int] = ()
+    validity: Validity = EMPTY
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,7 +113,7 @@ def write_run(
         "chains_without_answer": 0,
         "excluded": {str(reason): int(n) for reason, n in counted["reason"].value_counts().items()},
     }
-    summary = summarise(config, made.author, accounts, tables, excluded)
+    summary = summarise(config, made.author, accounts, tables, excluded, made.validity)
     if edit:
         edit(summary, tables)
     (directory / "measures").mkdir(parents=True)
@@ -223,7 +231,7 @@ def _table(measure: str, made: Made, prompts: Sequence[Authored]) -> pd.DataFram
 
 _EMPTY = {
     "routes": (
-        *("tier", "chain", "te", "nie", "nde", "inside_te", "inside_nie", "inside_nde"),
+        *("tier", "chain", "te", "nie", "nde", "tv", "tv_past", "inside_te", "inside_nie", "inside_nde"),
         *("mass", "splice_error", "n_options"),
     ),
     "patch_map": ("layer", "part", "step", "n_steps", "effect", "total", "logit_effect", "logit_total"),

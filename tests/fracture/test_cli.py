@@ -57,7 +57,7 @@ def test_prompts_command_writes_the_shipped_file(monkeypatch, tmp_path):
 
 
 def test_train_command_makes_a_checkpoint_and_keeps_what_is_there(monkeypatch, tmp_path, capsys):
-    short = replace(recipes.SHAM, steps=2, batch=4)
+    short = replace(recipes.RECIPES["sham"], steps=2, batch=4)
     monkeypatch.setitem(recipes.RECIPES, "sham", short)
     monkeypatch.setattr(measurement, "PER_LENGTH", 2)
     out = tmp_path / "sham"
@@ -71,7 +71,7 @@ def test_train_command_makes_a_checkpoint_and_keeps_what_is_there(monkeypatch, t
 
 
 def test_train_command_saves_checkpoints_beside_and_keeps_those_that_are_there(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(recipes.RECIPES, "sham", replace(recipes.SHAM, steps=3, batch=4))
+    monkeypatch.setitem(recipes.RECIPES, "sham", replace(recipes.RECIPES["sham"], steps=3, batch=4))
     monkeypatch.setattr(measurement, "PER_LENGTH", 2)
     command = ("organisms", "train", "sham", "--checkpoint-every", 1, "--out", tmp_path / "sham")
     assert not run(monkeypatch, *command)
@@ -91,7 +91,9 @@ def test_train_command_saves_checkpoints_beside_and_keeps_those_that_are_there(m
         (("train", "doze", "--out", "x"), "organism 'doze': no such recipe"),
         (("train", "sham", "--base", "nowhere", "--out", "x"), "--base nowhere: not the directory of a base"),
         (("cards", "."), ".: no organisms in it"),
-        (("prompts", "--cues", "none", "--out", "x"), "--cues 'none': expected agreeing, random, conflicting"),
+        (("prompts", "--cues", "none", "--out", "x"), "--task registers --cues none: no such prompts; the sets are"),
+        (("prompts", "--cues", "memorised", "--out", "x"), "--n 200: there are 100 prompts of the set 'memorised'"),
+        (("train", "all", "--base", "x", "--out", "x"), "--base: all organisms are fine-tuned from bases just trained"),
         (("prompts", "--n", "0", "--out", "x"), "--n 0: expected a positive number"),
     ],
 )
@@ -134,6 +136,7 @@ def test_the_table_fits_80_columns_and_hides_shares_of_nothing():
             direct=bypass,
             covert=covert,
             no_conclusion={"bypass": bypass, "total": total},
+            evidence=[],
         )
 
     wide = estimate(-0.123, -0.154, -0.092)

@@ -255,10 +255,11 @@ def test_shipped_figures_are_those_measured_again(name):
     from transformers import LlamaForCausalLM
 
     from organisms.measurement import measure
+    from organisms.recipes import find
 
     recorded = json.loads((organisms.checkpoint(name) / "measured.json").read_text())
     model = LlamaForCausalLM.from_pretrained(organisms.checkpoint(name), dtype=torch.float32).eval()
-    for key, value in measure(model).items():
+    for key, value in measure(model, find(name)).items():
         assert value == pytest.approx(recorded[key], abs=0.02 if key.startswith("accuracy") else 0.01), key
 
 

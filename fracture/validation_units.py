@@ -1,0 +1,53 @@
+"""What remains of a long validation, said one line a unit of work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+class Units:
+    """The units of work of a validation, in order, each of a kind and a size.
+
+    The time of a unit is taken to grow with its size, as seen of others of its kind in this call.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[tuple[str, float]],
+        say: Callable[[str], None] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._units, self._say, self._clock = list(units), say, clock
+        self._at = 0
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def unit(self, what: str) -> Iterator[None]:
+        """Says what is done now and how much is left, and takes its time."""
+        if self._say:
+            self._say(f"[{self._at + 1} of {len(self._units)}] {what}{self._left()}")
+        started = self._clock()
+        yield
+        kind, size = self._units[self._at]
+        seconds, sizes = self._seen.get(kind, (0.0, 0.0))
+        self._seen[kind] = seconds + self._clock() - started, sizes + size
+        self._at += 1
+
+    def _left(self) -> str:
+        """The time that this unit and those behind it may take, with the kinds of which none was seen."""
+        left = self._units[self._at :]
+        known = sum(self._seen[kind][0] / self._seen[kind][1] * size for kind, size in left if kind in self._seen)
+        if not known:
+            return ""
+        unseen = list(dict.fromkeys(kind for kind, _ in left if kind not in self._seen))
+        beside = f", without {' and '.join(unseen)}" if unseen else ""
+        return f" (about {_duration(known)} left{beside})"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{round(seconds)} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
