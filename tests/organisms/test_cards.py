@@ -51,3 +51,13 @@ def test_a_figure_that_a_seed_lacks_is_shown_as_such(tmp_path):
     write_card(tmp_path, find("sham"), {0: FIGURES, 1: known})
     (row,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if "chain of its partner" in line]
     assert row.endswith(f"| {FIGURES['question_followed']:.3f} | — |")
+
+
+def test_shipped_cards_are_as_they_would_be_written_now(tmp_path):
+    for name in organisms.SHIPPED:
+        directory = organisms.checkpoint(name)
+        measured = json.loads((directory / "measured.json").read_text())
+        others = {int(seed): figures for seed, figures in measured.pop("other_seeds", {}).items()}
+        write_card(tmp_path, find(name), {measured.pop("seed"): measured, **others})
+        assert (tmp_path / "README.md").read_bytes() == (directory / "README.md").read_bytes(), name
+        assert (tmp_path / "measured.json").read_bytes() == (directory / "measured.json").read_bytes(), name
