@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import organisms
 from analysis.measures.information_gain import STEP
 from analysis.models import BASE
 from analysis.runs import Run
-from fracture.validation_pairs import Pair
+from fracture.validation_pairs import Pair, told
 from fracture.validation_plan import SELF, is_sham
 from fracture.validation_status import CRITERIA, counts, shown, too_many
+from fracture.validity import DESCRIPTIVE
 from fracture.verdict import DETACHED
 from organisms.recipes import find
 
@@ -56,9 +57,10 @@ def acceptance(
     if collapsed:
         wrong = sum(pair.comparison["verdict"] == DETACHED for pair in collapsed)
         found.append(_item("collapsed models called detached", "none", f"{wrong} of {len(collapsed)}", wrong == 0))
+    trusted = {told(row["label"], row["condition"]) for row in rows if row["status"] != DESCRIPTIVE}
     for organism in TOLD:
         if of_kind := [pair for pair in pairs if pair.organism == organism]:
-            found.append(_told(organism, of_kind))
+            found.append(_told(organism, of_kind, trusted))
     bases = [pair for pair in pairs if pair.variant == SELF and pair.family == CLOSED_FORM]
     found += [_profile(profile) for pair in bases if (profile := gains(pair.run, organisms.prompts(pair.prompts)))]
     if trapped := [pair for pair in pairs if pair.organism == TRAP]:
@@ -97,10 +99,10 @@ def _rare(what: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return _item(what, f"at most {CRITERIA['false_positives_at_most']:.0%}", value, not too_many(found))
 
 
-def _told(organism: str, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Whether the verdict or any quantity tells it from its base at every seed, and the first of those that do."""
-    told = set.intersection(*(set(pair.told_by) for pair in pairs))
-    names = [name for name in pairs[0].told_by if name in told]
+def _told(organism: str, pairs: Sequence[Pair], trusted: Collection[str]) -> dict[str, Any]:
+    """Whether the verdict or a quantity that is not descriptive tells it from its base at every seed; the first."""
+    everywhere = set.intersection(*(set(pair.told_by) for pair in pairs))
+    names = [name for name in pairs[0].told_by if name in everywhere and name in trusted]
     if all(pair.comparison["verdict"] == DETACHED for pair in pairs):
         names.insert(0, "the verdict")
     value = "; ".join(names[:NAMED]) + (f"; {len(names) - NAMED} more" if len(names) > NAMED else "")

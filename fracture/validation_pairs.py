@@ -95,8 +95,8 @@ class Pair:
     @property
     def told_by(self) -> list[str]:
         """The quantities, in words, that speak for detachment."""
-        told = [key for key, finding in self.findings.items() if finding.stance == FOR]
-        return [f"{quantity_of(key).label}, {CONDITIONS[key[2]]}" for key in told]
+        found = [key for key, finding in self.findings.items() if finding.stance == FOR]
+        return [told(quantity_of(key).label, key[2]) for key in found]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -114,6 +114,11 @@ class Pair:
             },
             "told_by": self.told_by,
         }
+
+
+def told(label: str, condition: str) -> str:
+    """A quantity in words; those of the headline have no condition of their own."""
+    return f"{label}, {CONDITIONS[condition]}" if condition in CONDITIONS else label
 
 
 def pairs_of(panel: Panel, run: Run) -> list[Pair]:

@@ -120,12 +120,13 @@ def numbers(scores: Sequence[Score]) -> dict[str, Any]:
     `spearman`, one a seed: the rank correlation of score and realised dose over the ladder of doses, with one point for
     all pairs that have none (at most .05), as there is nothing to order among them. `slope`, `intercept`: least squares
     of score on realised dose, and `largest_error` of score against it, over all pairs with a dose or none. `auroc`:
-    attached against detached pairs, ties ½. `power`: of the detached pairs, those found; one without a number is not.
-    `false_positives`: of the attached pairs with a number, those found.
+    attached against detached pairs, ties ½. `power`: of the detached pairs, those found; one without a number is not,
+    and where no pair has one, none is counted. `false_positives`: of the attached pairs with a number, those found.
     """
     there = [score for score in scores if score.score is not None]
     attached = [score for score in there if score.pair.is_attached]
-    detached = [score for score in scores if score.pair.is_detached]
+    # One pair without a number was not found; a family without any was not asked.
+    detached = [score for score in scores if score.pair.is_detached] if there else []
     slope, intercept, error = fit([s for s in there if s.pair.truth in WITH_A_DOSE])
     seeds = sorted({score.pair.seed for score in scores if is_dose(score.pair.organism)})
     return {
