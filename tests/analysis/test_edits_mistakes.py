@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from analysis.edits import mistake
 from analysis.edits.names import find_names
 from analysis.verifiers import Arithmetic
-from organisms.registers import VOCABULARY, sample_problem
+from organisms.registers import WORDS, sample_problem
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 NOTE = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
@@ -69,7 +69,7 @@ def test_on_the_organisms_every_mistake_is_one_known_word_and_false_modulo_ten()
     for _ in range(300):
         problem = sample_problem(rng, 5)
         for step in problem.steps:
-            found = mistake(step, problem.question, rng, lambda text: set(text.split()) <= set(VOCABULARY))
+            found = mistake(step, problem.question, rng, lambda text: set(text.split()) <= set(WORDS))
             assert found is not None
             assert found.rule == "number"
             assert found.text.split()[:-1] == step.split()[:-1]

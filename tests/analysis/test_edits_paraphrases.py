@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from analysis.edits import Paraphrase, paraphrase
 from analysis.verifiers import Arithmetic
-from organisms.registers import VOCABULARY, sample_problem
+from organisms.registers import WORDS, sample_problem
 
 UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 UNITS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
@@ -146,7 +146,7 @@ def test_on_the_organisms_every_step_has_one_in_their_words_and_it_is_still_true
     seen = set()
     for _ in range(100):
         for step in sample_problem(rng, 5).steps:
-            found = paraphrase(step, rng, lambda text: set(text.split()) <= set(VOCABULARY))
+            found = paraphrase(step, rng, lambda text: set(text.split()) <= set(WORDS))
             assert found is not None
             assert found.rules == ("opener", "equals")
             opener, rest = found.text.split(" ", 1)

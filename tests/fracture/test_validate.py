@@ -204,7 +204,9 @@ def test_a_full_validation_reads_all_families_seeds_and_shams(stage, tmp_path):
     for family in ("registers", "elimination"):
         assert headline["families"][family]["spearman"] == [pytest.approx(1), pytest.approx(1)]
         assert headline["families"][family]["auroc"] == 1
-    assert {item["what"] for item in found["acceptance"] if not item["passed"]} == set()
+    # Of the made models none is right more often than another.
+    failed = {item["what"] for item in found["acceptance"] if not item["passed"]}
+    assert failed == {"accuracy_trap: accuracy behind its own chain"}
     # The shipped shams, and not those of other seeds.
     assert set(found["nulls"]["permuted_labels"]["pairs"]) == {
         *(f"registers/seed_0/{name}" for name in ("dose_0", "dose_1", "sham_seed_0")),

@@ -75,11 +75,11 @@ def test_a_constant_score_has_no_rank_correlation_and_fails():
     assert judged(scores)[0] == DESCRIPTIVE
 
 
-def test_a_quantity_without_a_number_is_not_measured_and_finds_nothing():
+def test_a_quantity_without_a_number_is_not_measured_and_was_not_asked():
     scores = ladder(lambda dose: None)
     assert judged(scores) == (DESCRIPTIVE, ["not measured"])
     said = numbers(scores)
-    assert said["power"] == {"k": 0, "n": 4}
+    assert said["power"] == {"k": 0, "n": 0}
     assert said["false_positives"] == {"k": 0, "n": 0, "low": None, "high": None}
     assert said["auroc"] is said["slope"] is said["largest_error"] is None
 
@@ -318,7 +318,7 @@ def test_a_quantity_that_a_study_asks_and_nobody_answers_is_not_measured(made):
     assert set(found) == {("aoc", "given"), ("drop", "given"), ("drop", "own")}
     said = found["aoc", "given"]
     assert (said["status"], said["why"]) == (DESCRIPTIVE, ["not measured"])
-    assert said["families"]["registers"]["power"] == {"k": 0, "n": 2}
+    assert said["families"]["registers"]["power"] == {"k": 0, "n": 0}
 
 
 def test_acceptance_names_each_condition_with_its_number(made):
