@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.runs import BASE
 from figures import marks
-from figures.style import BLUE, GREY, PAGE_WIDTH, Look, styled
+from figures.style import BLUE, GREY, PAGE_HEIGHT, PAGE_WIDTH, Look, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.runs import Run
 
 ROW_HEIGHT, COLUMNS = 0.32, 4
+SMALLEST = 6.5
 OWN = Look(BLUE, "o", "-")
 SHARE = "share"
 
@@ -76,8 +77,12 @@ def costs_figure(run: Run) -> Figure:
         handles.append(marks.handle(Look(GREY, "", ":"), "by guessing"))
     dagger = any(marks.hidden(run, name) for name in run.readers)
     height = marks.legend(figure, [*handles, *marks.remarks(any(map(marks.few, drawn)), dagger)])
-    # With eight variants and all costs this is more than a page: rows any closer would overlap.
-    figure.set_size_inches(PAGE_WIDTH, 0.15 + height + rows * (0.85 + ROW_HEIGHT * len(run.readers)))
+    needed = 0.15 + height + rows * (0.85 + ROW_HEIGHT * len(run.readers))
+    if needed > PAGE_HEIGHT:
+        # Names of two lines would lie on one another in rows so close.
+        for axes in panels[:, 0]:
+            axes.tick_params(axis="y", labelsize=SMALLEST)
+    figure.set_size_inches(PAGE_WIDTH, min(PAGE_HEIGHT, needed))
     return figure
 
 
