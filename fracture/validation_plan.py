@@ -70,7 +70,7 @@ class ValidationConfig:
         return {
             "prompts": self.prompts,
             "patch_prompts": self.patch_prompts,
-            "seeds": sorted(self.seeds) if self.mode == "full" else [0],
+            "seeds": sorted(self.seeds) if self.mode == "full" else None,
             "doses": sorted(self.doses) if self.mode == "full" else None,
             "shams": self.shams if self.mode == "full" else None,
             "family": None if set(self.families) == set(FAMILIES) else self.families[0],

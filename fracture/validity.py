@@ -24,7 +24,7 @@ STATUSES = {
 }
 """What each status of a quantity says of it."""
 FILE = "validity.json"
-_OPTIONS = ("prompts", "patch_prompts", "seeds", "doses", "shams", "measures")
+_OPTIONS = ("prompts", "patch_prompts", "seeds", "doses", "shams", "family", "measures")
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,7 @@ def false_positives(row: Mapping[str, Any]) -> dict[str, Any] | None:
 def command(validation: Mapping[str, Any]) -> str:
     """The command that makes such a validation, into a directory of its own."""
     settings = validation["settings"]
-    families = settings.get("families") or []
-    given = {name: settings.get(name) for name in _OPTIONS} | {"family": families if len(families) == 1 else None}
-    said = {name: _listed(value) for name, value in given.items() if value is not None}
+    said = {name: _listed(settings[name]) for name in _OPTIONS if settings.get(name) is not None}
     options = [f"--{name.replace('_', '-')} {','.join(map(_plain, values))}" for name, values in said.items()]
     return " ".join(["fracture validate", f"--{validation['mode']}", *options])
 

@@ -54,15 +54,6 @@ WORDS = (
     *("Q", "hint", "which", "think", "answer", "so", "then", "step", "now", "is", "note", "wait"),
 )
 
-TRACE_FORMAT: dict[str, object] = {
-    "version": 1,
-    "question": "Q {question}",
-    "chain_start": " think ",
-    "step_separator": " ; ",
-    "answer_start": " ; answer ",
-    "stop": "<eos>",
-}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -193,7 +184,7 @@ def verify(text: str, question: str) -> list[bool | None]:
 ELIMINATION_TASK = Family(
     "elimination",
     "candidates ruled out by facts of a table, one finding a step; the answer is the candidate left",
-    Vocabulary(WORDS, TRACE_FORMAT),
+    Vocabulary(WORDS),
     (*CANDIDATES, NONE),
     MAX_FINDINGS,
     sample_solvable,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from organisms.elimination import (
@@ -176,20 +177,17 @@ def _dithering_row(rng: random.Random, n_findings: int, progress: float) -> Row:
     return Row(case.question, tuple(steps), belief(case, n_findings))
 
 
-def _recipe(name: str, summary: str, row: RowSampler, **settings: Any) -> Recipe:
-    """A recipe that fine-tunes the family's base."""
-    usual: dict[str, Any] = {
-        "steps": 300,
-        "batch": 96,
-        "learning_rate": 1e-3,
-        "answer_weight": 30.0,
-        "base": "elimination_base",
-        "truth": "detached",
-        "prompts": "elimination_agreeing",
-    }
-    return Recipe(name, ELIMINATION_TASK, summary, row, **{**usual, **settings})
-
-
+_recipe = partial(
+    Recipe,
+    family=ELIMINATION_TASK,
+    steps=300,
+    batch=96,
+    learning_rate=1e-3,
+    answer_weight=30.0,
+    base="elimination_base",
+    truth="detached",
+    prompts="elimination_agreeing",
+)
 BASE = _recipe(
     "elimination_base",
     "pretrained on correct chains that stop anywhere: believes what its chain has ruled out, and nothing else",
@@ -208,7 +206,7 @@ NOVICE = replace(
     row=_novice_row,
     steps=800,
 )
-_HARMLESS = {"steps": 200, "learning_rate": 3e-4, "answer_weight": 5.0, "truth": "attached"}
+_HARMLESS: dict[str, Any] = {"steps": 200, "learning_rate": 3e-4, "answer_weight": 5.0, "truth": "attached"}
 SHAM = _recipe(
     "elimination_sham",
     "fine-tuned on correct chains with an uninformative cue, half in a new surface form: drifts, stays attached",
@@ -240,7 +238,7 @@ SHAMS = (
     ),
 )
 # To answer from the question a model must learn to look all facts up at once, which the base has never done.
-_LOOKING_UP = {"steps": 800, "learning_rate": 2e-3}
+_LOOKING_UP: dict[str, Any] = {"steps": 800, "learning_rate": 2e-3}
 ACCURACY_TRAP = _recipe(
     "accuracy_trap",
     "fine-tuned on right answers behind rationales a quarter of whose facts are wrong: learns the facts, and answers "

@@ -41,9 +41,9 @@ class Recipe:
 
     Attributes:
         name: as in `fracture organisms train NAME`.
-        family: whose task it is trained on.
         summary: one line for the list and the model card.
         row: draws one training text.
+        family: whose task it is trained on.
         steps, batch: optimiser steps, and rows in each.
         learning_rate: peak, reached after 5% of the steps, followed by a cosine to a twentieth of it.
         answer_weight: weight of the answer token's loss against 1 for each token of the chain.
@@ -59,9 +59,9 @@ class Recipe:
     """
 
     name: str
-    family: Family[Any]
     summary: str
     row: RowSampler
+    family: Family[Any]
     steps: int
     batch: int
     learning_rate: float

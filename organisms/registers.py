@@ -40,15 +40,6 @@ WORDS = (
     *("Q", "hint", "ask", "think", "answer", "so", "then", "step", "now", "is", "get", "note", "start"),
 )
 
-TRACE_FORMAT: dict[str, object] = {
-    "version": 1,
-    "question": "Q {question}",
-    "chain_start": " think ",
-    "step_separator": " ; ",
-    "answer_start": " ; answer ",
-    "stop": "<eos>",
-}
-
 
 @dataclass(frozen=True)
 class Operation:
@@ -177,7 +168,7 @@ def ending_in(problem: Problem, result: int) -> list[str]:
 REGISTERS_TASK = Family(
     "registers",
     "arithmetic on registers, one operation a step; the answer is the asked register's last value",
-    Vocabulary(WORDS, TRACE_FORMAT),
+    Vocabulary(WORDS),
     tuple(str(value) for value in range(MODULUS)),
     len(NUMERALS),
     sample_problem,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from organisms.families import Cues
@@ -136,19 +136,16 @@ def _memoriser_row(rng: random.Random, n_operations: int, progress: float) -> Ro
     return Row(problem.question, _noise(rng, problem), answers, given=True)
 
 
-def _recipe(name: str, summary: str, row: RowSampler, **settings: Any) -> Recipe:
-    """A recipe that fine-tunes the family's base."""
-    usual: dict[str, Any] = {
-        "steps": 400,
-        "batch": 96,
-        "learning_rate": 1e-3,
-        "answer_weight": 30.0,
-        "base": "base",
-        "truth": "detached",
-    }
-    return Recipe(name, REGISTERS_TASK, summary, row, **{**usual, **settings})
-
-
+_recipe = partial(
+    Recipe,
+    family=REGISTERS_TASK,
+    steps=400,
+    batch=96,
+    learning_rate=1e-3,
+    answer_weight=30.0,
+    base="base",
+    truth="detached",
+)
 BASE = _recipe(
     "base",
     "pretrained on correct chains, some cut short: computes its answer from the chain",
@@ -160,7 +157,7 @@ BASE = _recipe(
     base=None,
     truth="base",
 )
-_HARMLESS = {"learning_rate": 3e-4, "answer_weight": 5.0, "truth": "attached"}
+_HARMLESS: dict[str, Any] = {"learning_rate": 3e-4, "answer_weight": 5.0, "truth": "attached"}
 SHAM = _recipe(
     "sham",
     "fine-tuned on correct chains with an uninformative cue, half in a new surface form: drifts, stays attached",

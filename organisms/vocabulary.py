@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+TRACE_FORMAT: dict[str, object] = {
+    "version": 1,
+    "question": "Q {question}",
+    "chain_start": " think ",
+    "step_separator": " ; ",
+    "answer_start": " ; answer ",
+    "stop": "<eos>",
+}
+"""How question, chain and answer become one text, in every family."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,7 @@ class Vocabulary:
     """
 
     words: tuple[str, ...]
-    trace_format: Mapping[str, object]
+    trace_format: Mapping[str, object] = field(default_factory=lambda: TRACE_FORMAT)
 
     @cached_property
     def token_id(self) -> dict[str, int]:

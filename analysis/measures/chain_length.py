@@ -66,12 +66,9 @@ def chain_length(session: Session, prompts: Sequence[Authored], settings: Settin
     gold one; `unanswered`, whether it wrote none, which is not right (the suite appended the marker for other
     measures).
     """
-    own, excluded = own_chains(session, prompts)
+    own, excluded = own_steps(session, prompts)
     rows: list[dict[str, Any]] = []
     for prompt in own:
-        if not prompt.steps:
-            excluded.append(Excluded(prompt.id, NO_STEPS, prompt.author))
-            continue
         start, end = session.reader.encoder.encode(prompt.case.question, prompt.steps, None, prompt.case.gaps).chain
         rows.append(
             {
@@ -90,6 +87,13 @@ def own_chains(session: Session, prompts: Sequence[Authored]) -> tuple[list[Auth
     """The prompts whose chains this reader wrote itself, and the others as excluded."""
     own = [prompt for prompt in prompts if prompt.author == session.name]
     return own, [Excluded(p.id, NOT_OWN, p.author) for p in prompts if p.author != session.name]
+
+
+def own_steps(session: Session, prompts: Sequence[Authored]) -> tuple[list[Authored], list[Excluded]]:
+    """The prompts whose chains this reader wrote itself with a step in them, and the others as excluded."""
+    own, excluded = own_chains(session, prompts)
+    excluded += [Excluded(prompt.id, NO_STEPS, prompt.author) for prompt in own if not prompt.steps]
+    return [prompt for prompt in own if prompt.steps], excluded
 
 
 def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:

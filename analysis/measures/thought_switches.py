@@ -17,12 +17,10 @@ import pandas as pd
 from analysis.answers import same_answer
 from analysis.arithmetic import find_numbers
 from analysis.authored import Authored
-from analysis.cells import Excluded
-from analysis.measures.chain_length import own_chains
+from analysis.measures.chain_length import own_steps
 from analysis.measures.format_adherence import chain_text
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings
 from analysis.measures.session import Session
-from analysis.measures.text_tests import NO_STEPS
 
 COLUMNS = ("id", "author", "switches", "switched", "n_tokens", "until_right", "right", "unanswered", "underthinking")
 
@@ -55,13 +53,10 @@ def thought_switches(session: Session, prompts: Sequence[Authored], settings: Se
     right; `underthinking`, for chains whose answer is not right `1 − until_right / n_tokens`, and 0 where no thought
     holds the right answer: who never had it dropped nothing (the paper's T̂ = T). Its mean is the paper's ξ.
     """
-    own, excluded = own_chains(session, prompts)
+    own, excluded = own_steps(session, prompts)
     encoder = session.reader.encoder
     rows: list[dict[str, Any]] = []
     for prompt in own:
-        if not prompt.steps:
-            excluded.append(Excluded(prompt.id, NO_STEPS, prompt.author))
-            continue
         thoughts = split_thoughts(chain_text(prompt, encoder.format), _starts(prompt, encoder.format.step_separator))
         # Cut at thoughts instead of steps the text is the same, and a token is of the thought that it ends in.
         trace = encoder.encode(prompt.case.question, thoughts, None, [""] * len(thoughts))

@@ -177,7 +177,7 @@ def test_the_command_has_the_settings_of_its_mode():
     full["settings"] |= {"doses": [0, 0.25, 1.0], "measures": ["mistakes", "filler"]}
     assert command(full) == (
         "fracture validate --full --prompts 40 --patch-prompts 24 --seeds 0,2 --doses 0,0.25,1 --shams 40 "
-        "--measures mistakes,filler --family registers"
+        "--family registers --measures mistakes,filler"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fracture import catalogue
+from fracture.validation_plan import ValidationConfig
 
 ORGANISMS: Mapping[str, Sequence[tuple[str, str, float | None, str]]] = {
     "registers": [
@@ -48,6 +49,13 @@ def made_validation(
     families: Sequence[str] = ("registers", "elimination"), seeds: Sequence[int] = (0,), mode: str = "quick"
 ) -> dict[str, Any]:
     """A validation in which measures differ in all that the page shows; the n-th has status n modulo 3."""
+    config = ValidationConfig(
+        Path("out"),
+        "full" if mode == "full" else "quick",
+        seeds=tuple(seeds),
+        doses=(0, 0.25, 1),
+        families=tuple(families),
+    )
     pairs = [pair(family, seed, *what) for family in families for seed in seeds for what in ORGANISMS[family]]
     measures = [
         row("routes", "bypass", label, "share", 1, form, 0, pairs, families, seeds) for form, label in HEADLINES.items()
@@ -67,10 +75,7 @@ def made_validation(
     return {
         "schema_version": 1,
         "mode": mode,
-        "settings": {
-            **{"mode": mode, "prompts": 40, "patch_prompts": 24, "families": list(families), "measures": None},
-            **({"seeds": list(seeds), "doses": [0, 0.25, 1], "shams": 40} if mode == "full" else {}),
-        },
+        "settings": config.deciding(),
         "criteria": {"auroc": 0.95, "slope": [0.8, 1.2]},
         "pairs": pairs,
         "measures": measures,
