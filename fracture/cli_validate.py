@@ -30,6 +30,10 @@ def validate(
     measures: Annotated[
         str | None, typer.Option(help="Comma-separated, of `fracture measures`. Default: all of them.")
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(help="Organisms of a full validation that are trained at once, a core each; no result changes."),
+    ] = 1,
 ) -> None:
     """Ask the suite's own measures of models whose fracture is known: which can be believed, and how far?"""
     from fracture import report_validation
@@ -48,7 +52,7 @@ def validate(
         None if measures is None else tuple(listed(measures) or ()),
     )
     with progress() as shown:
-        found = validation.validate(config, shown, lambda line: typer.echo(line, err=True))
+        found = validation.validate(config, shown, lambda line: typer.echo(line, err=True), jobs)
     written = report_validation.write(out)
     terminal = console()
     for line in report_validation.lines(found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,6 @@ from fracture.validation_plan import (
     SELF,
     VERIFIERS,
     Panel,
-    Training,
     ValidationConfig,
     Variant,
     is_dose,
@@ -35,6 +33,7 @@ from fracture.validation_plan import (
 from fracture.validation_readers import simulated_readers
 from fracture.validation_scores import HEADLINE, rows
 from fracture.validation_status import CRITERIA
+from fracture.validation_training import train_all
 from fracture.validation_units import Units
 from fracture.validity import FILE, extract, key_of
 from organisms.recipes import find
@@ -48,7 +47,10 @@ COPY = "copy"
 
 
 def validate(
-    config: ValidationConfig, progress: Progress | None = None, say: Callable[[str], None] | None = None
+    config: ValidationConfig,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """The validation, made or gone on with, as it is in `validation.json`.
 
@@ -59,10 +61,13 @@ def validate(
         config: the settings.
         progress: where the stages of trainings and studies are shown; None to show nothing.
         say: is given a line before each unit of work.
+        jobs: how many organisms are trained at once; their number changes no result.
 
     Raises:
         InputError: if the directory holds something else, or an organism cannot be used.
     """
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: expected a number of trainings at once, 1 or more")
     progress = progress or Progress()
     _check(config)
     begun(config)
@@ -78,9 +83,7 @@ def validate(
             ],
             say,
         )
-        for training in to_train:
-            with units.unit(f"training {training.recipe.name}, seed {training.seed}"):
-                _train(training, progress)
+        train_all(to_train, jobs, units, progress)
         runs: dict[str, Run] = {}
         for panel in planned:
             with units.unit(f"study {panel.name}: {len(panel.variants) + 1} models"):
@@ -157,17 +160,6 @@ def _check(config: ValidationConfig) -> None:
         for place in (panel.base, *(variant.directory for variant in panel.variants)):
             if place not in to_train or place.exists():
                 question_followed(place)
-
-
-def _train(training: Training, progress: Progress) -> None:
-    from organisms.training import train_to
-
-    recipe, out = training.recipe, training.out
-    # What a training left that was killed while it saved.
-    for stale in out.parent.glob(f".{out.name}.partial-*"):
-        shutil.rmtree(stale)
-    advance = progress.stage(f"training {recipe.name}, seed {training.seed}", recipe.steps)
-    train_to(recipe, training.seed, out, training.base, lambda *_: advance(1))
 
 
 def _study(config: ValidationConfig, panel: Panel, progress: Progress, **settings: Any) -> Run:

@@ -21,8 +21,8 @@ from organisms.measurement import measure
 from organisms.recipe import Recipe, Row
 from organisms.vocabulary import Vocabulary
 
-# Sums are split among threads, so their number is part of what makes a run reproducible.
 THREADS = 2
+"""Set for every training: sums may be split among threads, so their number is part of what makes it reproducible."""
 # The last steps are taken without the mask, as the organism will be used, so that the dose comes out as it was meant.
 MASKED_SHARE = 0.85
 IGNORED = -100
@@ -98,6 +98,7 @@ def train(
     base: Path | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    threads: int = THREADS,
 ) -> LlamaForCausalLM:
     """The trained organism, weights rounded to half precision (as they will be stored), computing in fp32.
 
@@ -107,14 +108,15 @@ def train(
         base: directory of the base organism, for recipes that fine-tune one.
         progress: called after every step.
         checkpoint: called after every step, with the model as it is then, in fp32.
+        threads: of torch; one gives the same weights as two, as the tests see.
 
     Raises:
         ValueError: if the recipe needs a base and none is given.
     """
     if recipe.base and base is None:
         raise ValueError(f"{recipe.name} is fine-tuned from {recipe.base}; give its directory")
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(THREADS)
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     try:
         model = build_model(recipe.family.vocabulary, seed)
@@ -123,7 +125,7 @@ def train(
         _optimise(model, recipe, random.Random(f"{recipe.name}-{seed}"), progress, checkpoint)
         return model.half().float().eval()
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         torch.use_deterministic_algorithms(deterministic)
 
 
@@ -197,11 +199,12 @@ def train_to(
     base: Path | None = None,
     progress: Progress | None = None,
     checkpoint_every: int = 0,
+    threads: int = THREADS,
 ) -> dict[str, Any]:
     """Trains, measures and saves an organism at `out`, all or nothing; returns the measured figures of its card.
 
     Args:
-        recipe, seed, base, progress: as for `train`.
+        recipe, seed, base, progress, threads: as for `train`.
         out: directory to make.
         checkpoint_every: after so many steps, and after the last, the model is also saved as it is then, at
             `checkpoints_of(out)/ckpt-STEP`; each is whole or not there, and stays if the training is stopped. 0 for
@@ -224,7 +227,7 @@ def train_to(
                 lambda directory: write_checkpoint_card(directory, recipe, seed, step),
             )
 
-    model = train(recipe, seed, base, progress, checkpoint if checkpoint_every else None)
+    model = train(recipe, seed, base, progress, checkpoint if checkpoint_every else None, threads)
     figures = measure(model, recipe)
     _save(recipe, model, out, lambda directory: write_card(directory, recipe, {seed: figures}))
     return figures
