@@ -24,7 +24,7 @@ def validate(
     seeds: Annotated[
         str, typer.Option(help="Of a full validation, comma-separated; seed 0 takes the shipped organisms.")
     ] = "0,1,2",
-    doses: Annotated[str, typer.Option(help="Of a full validation, comma-separated.")] = "0,0.1,0.25,0.5,0.75,1",
+    doses: Annotated[str, typer.Option(help="Of a full validation, comma-separated.")] = "0,0.1,0.25,0.4,0.5,0.75,1",
     shams: Annotated[int, typer.Option(help="Harmless fine-tunings of a full validation, in all.")] = 40,
     family: Annotated[str | None, typer.Option(help="registers or elimination. Default: both.")] = None,
     measures: Annotated[

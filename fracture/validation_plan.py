@@ -40,7 +40,7 @@ class ValidationConfig:
     prompts: int = 40
     patch_prompts: int = 24
     seeds: tuple[int, ...] = (0, 1, 2)
-    doses: tuple[float, ...] = (0, 0.1, 0.25, 0.5, 0.75, 1)
+    doses: tuple[float, ...] = (0, 0.1, 0.25, 0.4, 0.5, 0.75, 1)
     shams: int = 40
     families: tuple[str, ...] = FAMILIES
     measures: tuple[str, ...] | None = None
