@@ -78,7 +78,7 @@ def validate(
         units = Units(
             [
                 *(("trainings", training.recipe.steps) for training in to_train),
-                *(("studies", len(panel.variants) + 1) for panel in (*planned, *copies)),
+                *(("studies", _left_to_read(config, panel)) for panel in (*planned, *copies)),
                 *[("null experiments", 1)] * 3,
             ],
             say,
@@ -160,6 +160,11 @@ def _check(config: ValidationConfig) -> None:
         for place in (panel.base, *(variant.directory for variant in panel.variants)):
             if place not in to_train or place.exists():
                 question_followed(place)
+
+
+def _left_to_read(config: ValidationConfig, panel: Panel) -> int:
+    """How many models a study still reads, for the time that is left: all, or none of one that is finished."""
+    return 0 if (config.out / "studies" / panel.name / "summary.json").is_file() else len(panel.variants) + 1
 
 
 def _study(config: ValidationConfig, panel: Panel, progress: Progress, **settings: Any) -> Run:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 class Units:
     """The units of work of a validation, in order, each of a kind and a size.
 
-    The time of a unit is taken to grow with its size, as seen of others of its kind in this call.
+    The time of a unit is taken to grow with its size, as seen of others of its kind in this call. One of size 0
+    was done before.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Units:
         started = self._clock()
         yield
         kind, size = self._units[self._at]
-        seconds, sizes = self._seen.get(kind, (0.0, 0.0))
-        self._seen[kind] = seconds + self._clock() - started, sizes + size
+        if size:
+            seconds, sizes = self._seen.get(kind, (0.0, 0.0))
+            self._seen[kind] = seconds + self._clock() - started, sizes + size
         self._at += 1
 
     def _left(self) -> str:
@@ -41,7 +43,7 @@ class Units:
         known = sum(self._seen[kind][0] / self._seen[kind][1] * size for kind, size in left if kind in self._seen)
         if not known:
             return ""
-        unseen = list(dict.fromkeys(kind for kind, _ in left if kind not in self._seen))
+        unseen = list(dict.fromkeys(kind for kind, size in left if size and kind not in self._seen))
         beside = f", without {' and '.join(unseen)}" if unseen else ""
         return f" (about {_duration(known)} left{beside})"
 

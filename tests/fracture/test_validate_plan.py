@@ -127,3 +127,12 @@ def test_what_is_left_is_estimated_from_units_of_the_same_kind():
         "[2 of 3] work (about 3 min left, without studies)",
         "[3 of 3] work",
     ]
+
+
+def test_what_was_done_before_says_nothing_of_the_time_that_is_left():
+    now, said = [0.0], []
+    units = Units([("studies", 0), ("studies", 4), ("studies", 0), ("studies", 12)], said.append, lambda: now[0])
+    for seconds in (1.0, 60.0, 1.0, 180.0):
+        with units.unit("work"):
+            now[0] += seconds
+    assert [line.partition("work")[2] for line in said] == ["", "", " (about 3 min left)", " (about 3 min left)"]
