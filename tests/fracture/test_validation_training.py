@@ -22,7 +22,7 @@ from organisms import measurement
 from organisms.recipes import find
 from organisms.training import train
 
-PATIENCE = 60.0
+PATIENCE = 240.0
 CHAIN = (("base", 1, None), ("dose_0.5", 1, "base"), ("dose_1", 1, "base"), ("novice", 1, None))
 """Name, seed, and base of what is trained."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fracture import catalogue
 from fracture.validation_plan import ValidationConfig
@@ -46,16 +46,12 @@ def counts(k: int, n: int) -> dict[str, Any]:
 
 
 def made_validation(
-    families: Sequence[str] = ("registers", "elimination"), seeds: Sequence[int] = (0,), mode: str = "quick"
+    families: Sequence[str] = ("registers", "elimination"),
+    seeds: Sequence[int] = (0,),
+    mode: Literal["quick", "full"] = "quick",
 ) -> dict[str, Any]:
     """A validation in which measures differ in all that the page shows; the n-th has status n modulo 3."""
-    config = ValidationConfig(
-        Path("out"),
-        "full" if mode == "full" else "quick",
-        seeds=tuple(seeds),
-        doses=(0, 0.25, 1),
-        families=tuple(families),
-    )
+    config = ValidationConfig(Path("out"), mode, seeds=tuple(seeds), doses=(0, 0.25, 1), families=tuple(families))
     pairs = [pair(family, seed, *what) for family in families for seed in seeds for what in ORGANISMS[family]]
     measures = [
         row("routes", "bypass", label, "share", 1, form, 0, pairs, families, seeds) for form, label in HEADLINES.items()
