@@ -273,7 +273,7 @@ class _Study:
         return {SUMMARY: (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()}
 
     def _outputs(self) -> dict[str, bytes]:
-        from fracture.report import outputs
+        from fracture.report.page import outputs
 
         return outputs(Run.open(self._run.path))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import Run
-from fracture.report import outputs
+from fracture.report.page import outputs
 from tests.fracture.report_runs import Made, write_run
 
 VARIANTS = {"sham": 0.0, "half": 0.5, "gone": None}

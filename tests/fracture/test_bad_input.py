@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from fracture import cli
+from fracture.cli import main as cli
 from tests.conftest import WORD_FORMAT, WORDS, random_model, save_checkpoint, word_tokenizer
 
 PROMPT = {

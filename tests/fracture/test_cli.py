@@ -11,7 +11,8 @@ from rich.console import Console
 
 import organisms
 from analysis.errors import InputError
-from fracture import cli, terminal
+from fracture import terminal
+from fracture.cli import main as cli
 from fracture.terminal import verdict_table
 from organisms import measurement, recipes
 
@@ -28,7 +29,7 @@ def test_help_imports_nothing_heavy(monkeypatch, tmp_path):
 
     script = (
         "import sys; sys.argv = ['fracture', 'study', '--help']\n"
-        "from fracture.cli import main\n"
+        "from fracture.cli.main import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import organisms
-from fracture.feature_files import comparisons, read_summary
+from fracture.features.files import comparisons, read_summary
 from fracture.study import run_study
 from sae.dictionary import Dictionary
 from tests.fracture.test_cli import run

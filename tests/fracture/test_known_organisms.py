@@ -10,7 +10,7 @@ import organisms
 from analysis.runs import Run
 from fracture.config import StudyConfig
 from fracture.study import run_study
-from fracture.validation_acceptance import gains
+from fracture.validation.acceptance import gains
 from organisms.recipes import find
 
 N = 40

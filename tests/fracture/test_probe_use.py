@@ -12,8 +12,8 @@ from scipy.stats import false_discovery_control
 import organisms
 from analysis.checkpoints import find
 from analysis.store import Store
-from fracture.probe_models import texts_of
-from fracture.probing import open_source
+from fracture.probing.models import texts_of
+from fracture.probing.training import open_source
 from tests.analysis.measures.oracles import organism, shipped
 from tests.fracture.probe_sources import captured, studied
 from tests.fracture.test_cli import run

@@ -9,8 +9,8 @@ import pytest
 
 import figures
 from analysis.runs import Run
-from fracture.report import outputs
-from fracture.report_figures import CAPTIONS
+from fracture.report.figures import CAPTIONS
+from fracture.report.page import outputs
 from tests.fracture.report_pages import QUICK, VARIANTS, Html, made, page
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from fracture.report import outputs
+from fracture.report.page import outputs
 from tests.fracture.report_pages import QUICK, Html, made
 
 VERDICTS = ("attached", "detached", "inconclusive", "not-scorable", "unchanged")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from analysis.runs import Run
-from fracture.report import outputs
+from fracture.report.page import outputs
 from tests.fracture.report_pages import QUICK, VARIANTS, Html, account_tables, adds_up, made, page
 from tests.fracture.report_runs import ALL
 

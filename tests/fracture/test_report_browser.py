@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from fracture.report import outputs
+from fracture.report.page import outputs
 from tests.fracture.browser import REQUIRED, Page, executable, opened
 from tests.fracture.report_runs import Made, write_run
 

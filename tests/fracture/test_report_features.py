@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 import figures
 from analysis.errors import InputError
 from analysis.runs import Run
-from fracture.report import outputs
-from fracture.report_features import features
+from fracture.report.features import features
+from fracture.report.page import outputs
 from tests.fracture.report_pages import QUICK, Html, made, markdown_tables, page
 from tests.fracture.test_report_accessible import ENOUGH, colours, contrast
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fracture.report_numbers import interval, number, p_value, percent, tiny, typographic
+from fracture.report.numbers import interval, number, p_value, percent, tiny, typographic
 
 
 def estimate(value, low, high):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from analysis.models import BASE
-from fracture.report_evidence import apart_table
-from fracture.report_repair import CONDITIONS, repair_tables
+from fracture.report.evidence import apart_table
+from fracture.report.repair import CONDITIONS, repair_tables
 from fracture.verdict import NOT_SCORABLE
 from tests.fracture.report_runs import Made, write_run
 

@@ -16,7 +16,7 @@ import pytest
 import figures
 from analysis.errors import InputError
 from analysis.runs import Run
-from fracture.report import outputs
+from fracture.report.page import outputs
 from tests.fracture.report_pages import QUICK, VARIANTS, Html, account_tables, made, markdown_tables, page
 from tests.fracture.report_runs import Made, write_run
 
@@ -146,7 +146,7 @@ def test_the_same_run_gives_the_same_bytes_elsewhere_later_and_in_another_proces
     summary["study"]["out"] = "another/place"
     (moved / "summary.json").write_text(json.dumps(summary))
     script = (
-        "import hashlib, sys; from analysis.runs import Run; from fracture.report import outputs\n"
+        "import hashlib, sys; from analysis.runs import Run; from fracture.report.page import outputs\n"
         "for path, data in outputs(Run.open(sys.argv[1])).items(): print(path, hashlib.sha256(data).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.errors import InputError
 from fracture import catalogue
-from fracture.report_validation import lines, table, write
+from fracture.report.validation import lines, table, write
 from fracture.validity import STATUSES
 from tests.fracture.report_pages import Html, markdown_tables
 from tests.fracture.validations import counts, made_validation, write_validation

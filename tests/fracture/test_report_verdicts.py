@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fracture.report import outputs
+from fracture.report.page import outputs
 from tests.fracture.report_pages import QUICK, Html, made, page
 
 LABELS = {

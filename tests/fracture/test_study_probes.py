@@ -10,7 +10,7 @@ from analysis.store import Store
 from fracture.config import StudyConfig
 from fracture.evidence import weigh
 from fracture.study import run_study
-from fracture.validation_pairs import quantities_of
+from fracture.validation.pairs import quantities_of
 from fracture.validity import EMPTY
 from fracture.verdict import MARGIN
 from tests.fracture.test_study import config, first_prompts

@@ -14,9 +14,10 @@ import organisms
 from analysis.errors import InputError
 from analysis.runs import Run
 from figures.trajectory import Checkpoint
-from fracture import cli, study
+from fracture import study
+from fracture.cli import main as cli
 from fracture.config import StudyConfig
-from fracture.report_trajectory import trajectory
+from fracture.report.trajectory import trajectory
 from fracture.run_directory import check_output
 from fracture.trajectory import checkpoint_table, detachment_said, find_checkpoints, trajectory_config, trajectory_files
 from tests.fracture.report_runs import Made, write_run

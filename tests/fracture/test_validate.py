@@ -11,8 +11,9 @@ import pytest
 import organisms
 from analysis.errors import InputError
 from analysis.runs import Run
-from fracture import cli, validate
-from fracture.validation_plan import ValidationConfig
+from fracture.cli import main as cli
+from fracture.validation import validate
+from fracture.validation.plan import ValidationConfig
 from fracture.validity import extract
 from tests.fracture.validation_made import made_study, organism, share, shelf
 

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from analysis.routes import effects
 from fracture.evidence import FOR
-from fracture.validation_nulls import Drawn, permuted_labels, rounded_copy, self_pairs
-from fracture.validation_readers import reader_cells, simulated_readers
+from fracture.validation.nulls import Drawn, permuted_labels, rounded_copy, self_pairs
+from fracture.validation.readers import reader_cells, simulated_readers
 from tests.fracture.report_runs import Made, write_run
 
 MEASURES = ("early_answering", "information_gain", "patch_map", "chain_effect", "rule_shift", "readout")

@@ -9,8 +9,8 @@ import pytest
 
 import organisms
 from analysis.errors import InputError
-from fracture.validation_plan import VERIFIERS, ValidationConfig, is_sham, panels, trainings
-from fracture.validation_units import Units
+from fracture.validation.plan import VERIFIERS, ValidationConfig, is_sham, panels, trainings
+from fracture.validation.units import Units
 from organisms.recipes import RECIPES, find
 
 SHIPPED = (

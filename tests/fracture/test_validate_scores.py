@@ -17,12 +17,12 @@ from sklearn.metrics import roc_auc_score
 from analysis.errors import InputError
 from analysis.runs import Run
 from fracture.evidence import FOR
-from fracture.validation_acceptance import acceptance
-from fracture.validation_pairs import pairs_of, question_followed
-from fracture.validation_plan import Panel, Variant
-from fracture.validation_scores import Score, auroc, diagnostic, numbers, row, rows, rungs, spearman
-from fracture.validation_status import CALIBRATED, DESCRIPTIVE, DIAGNOSTIC, counts
-from fracture.validation_values import diagnosticity
+from fracture.validation.acceptance import acceptance
+from fracture.validation.pairs import pairs_of, question_followed
+from fracture.validation.plan import Panel, Variant
+from fracture.validation.scores import Score, auroc, diagnostic, numbers, row, rows, rungs, spearman
+from fracture.validation.status import CALIBRATED, DESCRIPTIVE, DIAGNOSTIC, counts
+from fracture.validation.values import diagnosticity
 from fracture.verdict import ATTACHED, DETACHED, INCONCLUSIVE, NOT_SCORABLE
 from tests.fracture.report_runs import Made, write_run
 from tests.fracture.validation_made import ladder, organism, pair

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fracture import validation_acceptance as acceptance
+from fracture.validation import acceptance
 
 
 def pair(verdict, *told_by, low=0.1, high=0.3):

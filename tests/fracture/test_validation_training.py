@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fracture import validation_training
 from fracture.progress import Progress
-from fracture.validation_plan import Training
-from fracture.validation_training import train_all
-from fracture.validation_units import Units
+from fracture.validation import training as validation_training
+from fracture.validation.plan import Training
+from fracture.validation.training import train_all
+from fracture.validation.units import Units
 from organisms import measurement
 from organisms.recipes import find
 from organisms.training import train

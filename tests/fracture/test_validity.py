@@ -15,7 +15,7 @@ from analysis.errors import InputError
 from analysis.measures.protocol import Quantity
 from fracture import catalogue, validity
 from fracture.evidence import weigh
-from fracture.report import outputs
+from fracture.report.page import outputs
 from fracture.terminal import verdict_table
 from fracture.validity import EMPTY, FILE, STATUSES, Validity, command, extract, false_positives, load, smallest
 from tests.fracture.report_pages import QUICK, VARIANTS, Html, made, markdown_tables

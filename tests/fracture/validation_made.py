@@ -10,8 +10,8 @@ from typing import Any
 import organisms
 from analysis.runs import Run
 from fracture.config import StudyConfig
-from fracture.validation_pairs import Pair
-from fracture.validation_scores import Score
+from fracture.validation.pairs import Pair
+from fracture.validation.scores import Score
 from organisms.recipes import find
 from tests.fracture.report_runs import Made, write_run
 

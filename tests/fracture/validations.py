@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fracture import catalogue
-from fracture.validation_plan import ValidationConfig
+from fracture.validation.plan import ValidationConfig
 
 ORGANISMS: Mapping[str, Sequence[tuple[str, str, float | None, str]]] = {
     "registers": [

@@ -1,0 +1,1 @@
+"""Reports: the pages of studies, trajectories and validations, with their tables and figures."""
