@@ -99,6 +99,8 @@ def detachment_said(points: Sequence[Checkpoint]) -> str:
         points: the base, and the checkpoints in the order of their steps.
     """
     at = next((place for place, point in enumerate(points) if point.verdict == DETACHED), None)
+    if at is None and len(points) == 2:
+        return f"Not detached at the one checkpoint: {points[1].verdict}."
     if at is None:
         counts = ", ".join(f"{n} {label}" for label, n in Counter(point.verdict for point in points[1:]).items())
         return f"Detached at none of {len(points) - 1} checkpoints: {counts}."

@@ -8,9 +8,6 @@ A probe set is a directory:
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,18 +23,27 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from analysis.errors import InputError, reason
-from analysis.files import write_whole
+from analysis.errors import InputError
+from analysis.sealed import DIGEST, Sealed
 from analysis.store import Store
 from probes.cells import positions_of, rows_at
 from probes.ridge import CHUNK_ROWS
 
 VERSION = 1
-CARD, WEIGHTS = "card.json", "probes.safetensors"
+WEIGHTS = "probes.safetensors"
 KINDS = ("ridge", "logistic", "mass-mean", "mlp")
-_OWN = ("version", "sha256", "probes")
+_OWN = ("version", DIGEST, "probes")
 _LINEAR = {"coef", "intercept"}
 _HIDDEN = _LINEAR | {"mean", "scale", "hidden_coef", "hidden_intercept"}
+
+_FORMAT = Sealed(
+    what="probe set",
+    version=VERSION,
+    files=(WEIGHTS,),
+    give="give the directory that the probes were saved in",
+    again="train the probes again",
+    alone=True,
+)
 
 Label = str | bool | int | float
 
@@ -228,26 +234,7 @@ class ProbeSet:
             }
         )
         described = [{name: value for name, value in vars(probe).items() if name != "tensors"} for probe in self.probes]
-        try:
-            # As it will be read again, so that the digest is of that: JSON knows no tuples and no numbers as keys.
-            content = json.loads(json.dumps({"version": VERSION, **self.card, "probes": described}, allow_nan=False))
-            content["sha256"] = _digest(content, data)
-            text = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-        except (TypeError, ValueError) as error:
-            raise InputError(f"probe set {directory}: the card cannot be written as JSON ({reason(error)})") from None
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            known = {name for file in (CARD, WEIGHTS) for name in (file, f".{file}.partial")}
-            others = sorted({path.name for path in directory.iterdir()} - known)
-            if others and not (directory / CARD).is_file():
-                raise InputError(
-                    f"probe set {directory}: the directory holds something else ({others[0]}); give another directory"
-                )
-            write_whole(directory / WEIGHTS, data)
-            write_whole(directory / CARD, text)
-        except OSError as error:
-            advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give another directory"
-            raise InputError(f"probe set {directory}: cannot be written ({error.strerror}); {advice}") from None
+        _FORMAT.write(directory, {**self.card, "probes": described}, [data])
 
     @classmethod
     def load(cls, directory: str | Path) -> ProbeSet:
@@ -257,22 +244,8 @@ class ProbeSet:
             InputError: if there is none, or it is not what was written.
         """
         directory = Path(directory)
+        content, (data,) = _FORMAT.read(directory)
         try:
-            text, data = (directory / CARD).read_bytes(), (directory / WEIGHTS).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"probe set {directory}: {Path(error.filename).name} cannot be read ({error.strerror}); give the "
-                "directory that the probes were saved in"
-            ) from None
-        try:
-            content = json.loads(text)
-            if (version := content["version"]) != VERSION:
-                raise InputError(f"probe set {directory}: {CARD} is of version {version!r}, expected {VERSION}")
-            if content.pop("sha256") != _digest(content, data):
-                raise InputError(
-                    f"probe set {directory}: is not what was written (its digest in {CARD} differs: damaged or "
-                    "edited); train the probes again"
-                )
             tensors = safetensors.numpy.load(data)
             probes = []
             for number, described in enumerate(content["probes"]):
@@ -284,7 +257,7 @@ class ProbeSet:
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-            raise InputError(f"probe set {directory}: {CARD} is damaged ({error!r}); train the probes again") from None
+            raise _FORMAT.damaged(directory, error) from None
 
     def apply(self, store: Store, any_model: bool = False) -> pd.DataFrame:
         """What each probe says of each row of a store at its position, a line a probe and row, probe by probe.
@@ -359,13 +332,6 @@ class ProbeSet:
 def _rows_at(store: Store, position: str) -> Int[ndarray, " row"]:
     positions_of(store.rows, [position])
     return rows_at(store.rows, position)
-
-
-def _digest(content: Mapping[str, Any], data: bytes) -> str:
-    """SHA-256 over the weights' file and what the card says."""
-    sha = hashlib.sha256(data)
-    sha.update(json.dumps(content, sort_keys=True).encode())
-    return sha.hexdigest()
 
 
 def _shown(digest: Any, random_init: Any, shuffled: Any) -> str:

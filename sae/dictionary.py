@@ -9,8 +9,6 @@ A dictionary is a directory in sae-lens' own format with a card beside it:
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +22,20 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from analysis.errors import InputError, reason
-from analysis.files import write_whole
+from analysis.errors import InputError
+from analysis.sealed import CARD, DIGEST, Sealed
 from sae.published import CONFIG, WEIGHTS, from_disk, from_hub, make_linear
 
 VERSION = 1
-CARD = "card.json"
-_OWN = ("version", "sha256", "models", "hook", "scales")
+_OWN = ("version", DIGEST, "models", "hook", "scales")
+
+_FORMAT = Sealed(
+    what="dictionary",
+    version=VERSION,
+    files=(WEIGHTS, CONFIG),
+    give="give the directory of a dictionary whose training was finished",
+    again="train it again",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,29 +121,9 @@ class Dictionary:
         self.sae.process_state_dict_for_saving(state)
         weights = safetensors.torch.save(state)
         config = (json.dumps({**self.sae.cfg.to_dict(), "device": "cpu"}, indent=1) + "\n").encode()
-        try:
-            card = {
-                "version": VERSION,
-                "models": list(self.models),
-                "hook": self.hook,
-                "scales": [float(scale) for scale in self.scales],
-                **self.card,
-            }
-            # As it will be read again, so that the digest is of that: JSON knows no tuples and no numbers as keys.
-            card = json.loads(json.dumps(card, allow_nan=False))
-            text = (
-                json.dumps({**card, "sha256": _digest(card, config, weights)}, indent=1, ensure_ascii=False) + "\n"
-            ).encode()
-        except (TypeError, ValueError) as error:
-            raise InputError(f"dictionary {directory}: the card cannot be written as JSON ({reason(error)})") from None
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            # The card is what says that the other two are whole and belong together.
-            for name, data in ((WEIGHTS, weights), (CONFIG, config), (CARD, text)):
-                write_whole(directory / name, data)
-        except OSError as error:
-            advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give another directory"
-            raise InputError(f"dictionary {directory}: cannot be written ({error.strerror}); {advice}") from None
+        scales = [float(scale) for scale in self.scales]
+        card = {"models": list(self.models), "hook": self.hook, "scales": scales, **self.card}
+        _FORMAT.write(directory, card, [weights, config])
 
     @classmethod
     def load(cls, directory: str | Path) -> Dictionary:
@@ -148,27 +133,11 @@ class Dictionary:
             InputError: if there is none, or it is not what was written.
         """
         directory = Path(directory)
+        card, _ = _FORMAT.read(directory)
         try:
-            text, config, weights = ((directory / name).read_bytes() for name in (CARD, CONFIG, WEIGHTS))
-        except OSError as error:
-            raise InputError(
-                f"dictionary {directory}: {Path(error.filename).name} cannot be read ({error.strerror}); give the "
-                "directory of a dictionary whose training was finished"
-            ) from None
-        try:
-            card = json.loads(text)
-            if (version := card["version"]) != VERSION:
-                raise InputError(f"dictionary {directory}: {CARD} is of version {version!r}, expected {VERSION}")
-            if card.pop("sha256") != _digest(card, config, weights):
-                raise InputError(
-                    f"dictionary {directory}: is not what was written (its digest in {CARD} differs: damaged or "
-                    "edited); train it again"
-                )
             models, hook, scales = tuple(card["models"]), card["hook"], np.array(card["scales"], dtype=np.float64)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"dictionary {directory}: {CARD} is damaged ({error!r}); train it again") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise _FORMAT.damaged(directory, error) from None
         return cls(models, hook, scales, {k: v for k, v in card.items() if k not in _OWN}, from_disk(directory))
 
     @classmethod
@@ -206,11 +175,3 @@ class Dictionary:
                 "dictionary"
             )
         return found
-
-
-def _digest(card: Mapping[str, Any], config: bytes, weights: bytes) -> str:
-    """SHA-256 over the two files of sae-lens and what the card says."""
-    sha = hashlib.sha256(weights)
-    sha.update(config)
-    sha.update(json.dumps(card, sort_keys=True).encode())
-    return sha.hexdigest()

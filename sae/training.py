@@ -29,7 +29,8 @@ from torch import Tensor
 
 from analysis.errors import InputError
 from analysis.files import locked, write_whole
-from sae.dictionary import CARD, Dictionary
+from analysis.sealed import CARD
+from sae.dictionary import Dictionary
 from sae.rows import Rows
 from sae.trainer import ARCHITECTURES as ARCHITECTURES
 from sae.trainer import CROSSCODERS, Batches, Trainer, training_sae

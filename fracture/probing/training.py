@@ -16,6 +16,7 @@ from analysis.errors import InputError
 from analysis.files import parquet_bytes, plain, write_whole
 from analysis.models import BASE
 from analysis.runs import ACTIVATIONS, PROBES, SUMMARY, TWIN, Run
+from analysis.sealed import CARD
 from analysis.store import MANIFEST, Store, sha256
 from analysis.store_import import read_labels
 from analysis.verifiers import load_verifier
@@ -23,7 +24,7 @@ from probes.estimators import raw_weights, weights
 from probes.fitting import KINDS, Estimated, Kind
 from probes.folds import assign_folds
 from probes.grid import CellFit, Grid, GridSettings, fit_grid
-from probes.saved import CARD, ProbeSet, SavedProbe
+from probes.saved import ProbeSet, SavedProbe
 from probes.scores import score_outputs
 from probes.targets import Target, find_target
 from probes.transfer import transfer

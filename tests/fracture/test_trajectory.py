@@ -158,6 +158,7 @@ def test_a_study_that_is_none_has_no_trace_of_it_and_is_not_taken_for_one(tmp_pa
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
+        (["not scorable"], "Not detached at the one checkpoint: not scorable."),
         (["attached", "inconclusive", "attached"], "Detached at none of 3 checkpoints: 2 attached, 1 inconclusive."),
         (
             ["attached", "detached", "detached", "detached"],

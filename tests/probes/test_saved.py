@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from analysis.errors import InputError
+from analysis.sealed import CARD
 from analysis.store_writer import StorePlan, writing
 from probes.estimators import (
     LogisticProbe,
@@ -24,7 +25,7 @@ from probes.estimators import (
     saved_probe,
 )
 from probes.ridge import fit_ridge
-from probes.saved import CARD, VERSION, WEIGHTS, ProbeSet, SavedProbe
+from probes.saved import VERSION, WEIGHTS, ProbeSet, SavedProbe
 
 HOOKS = {"blocks.0.hook_resid_post": (8,), "blocks.0.attn.hook_z": (2, 3)}
 RESIDUAL, HEADS = HOOKS
