@@ -32,7 +32,7 @@ def validate(
     ] = None,
     jobs: Annotated[
         int,
-        typer.Option(help="Organisms of a full validation that are trained at once, a core each; no result changes."),
+        typer.Option(help="Organisms trained, and studies made, at once, on a core each; no result changes."),
     ] = 1,
 ) -> None:
     """Ask the suite's own measures of models whose fracture is known: which can be believed, and how far?"""
@@ -56,7 +56,7 @@ def validate(
     written = report_validation.write(out)
     terminal = console()
     for line in report_validation.lines(found):
-        terminal.print(line, highlight=False, markup=False)
+        terminal.print(line, highlight=False, markup=False, soft_wrap=True)
     for path in written:
         typer.echo(path)
     failed = [item["what"] for item in found["acceptance"] if not item["passed"]]

@@ -62,7 +62,8 @@ def acceptance(
         if of_kind := [pair for pair in pairs if pair.organism == organism]:
             found.append(_told(organism, of_kind, trusted))
     bases = [pair for pair in pairs if pair.variant == SELF and pair.family == CLOSED_FORM]
-    found += [_profile(profile) for pair in bases if (profile := gains(pair.run, organisms.prompts(pair.prompts)))]
+    if profiles := [profile for pair in bases if (profile := gains(pair.run, organisms.prompts(pair.prompts)))]:
+        found.append(_profile(profiles))
     if trapped := [pair for pair in pairs if pair.organism == TRAP]:
         found += [item for change in TRAPPED if (item := _trapped(trapped, *change))]
     if nulls["self_pairs"]["detached"]["n"]:
@@ -110,9 +111,9 @@ def _told(organism: str, pairs: Sequence[Pair], trusted: Collection[str]) -> dic
     return _item(f"{organism} told from its base", "by the verdict or a measure at every seed", value, bool(names))
 
 
-def _profile(found: Mapping[int, tuple[float, float]]) -> dict[str, Any]:
-    """How far the base's mean gain of each step is from the truth."""
-    error = max(abs(measured - truth) for measured, truth in found.values())
+def _profile(profiles: Sequence[Mapping[int, tuple[float, float]]]) -> dict[str, Any]:
+    """How far each base's mean gain of each step is from the truth."""
+    error = max(abs(measured - truth) for profile in profiles for measured, truth in profile.values())
     limit = CRITERIA["profile_error_within"]
     what = f"{CLOSED_FORM}: information gain of each step, largest error against the closed form"
     return _item(what, f"at most {limit:g} nats", error, error <= limit)

@@ -20,26 +20,34 @@ class Units:
         say: Callable[[str], None] | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._units, self._say, self._clock = list(units), say, clock
-        self._at = 0
+        self._left, self._total = dict(enumerate(units)), len(units)
+        self._say, self._clock = say, clock
         self._seen: dict[str, tuple[float, float]] = {}
 
+    @property
+    def next(self) -> int:
+        """The place of the first that is not done."""
+        return next(iter(self._left))
+
     @contextmanager
-    def unit(self, what: str) -> Iterator[None]:
-        """Says what is done now and how much is left, and takes its time."""
+    def unit(self, what: str) -> Iterator[Callable[[int], None]]:
+        """Says what is done now and how much is left, and takes its time.
+
+        Gives what to call with the place of the unit that was done, where it is not the next in order.
+        """
         if self._say:
-            self._say(f"[{self._at + 1} of {len(self._units)}] {what}{self._left()}")
+            self._say(f"[{self._total - len(self._left) + 1} of {self._total}] {what}{self._remaining()}")
         started = self._clock()
-        yield
-        kind, size = self._units[self._at]
+        places = [self.next]
+        yield places.append
+        kind, size = self._left.pop(places[-1])
         if size:
             seconds, sizes = self._seen.get(kind, (0.0, 0.0))
             self._seen[kind] = seconds + self._clock() - started, sizes + size
-        self._at += 1
 
-    def _left(self) -> str:
-        """The time that this unit and those behind it may take, with the kinds of which none was seen."""
-        left = self._units[self._at :]
+    def _remaining(self) -> str:
+        """The time that what is not done may take, with the kinds of which none was seen."""
+        left = self._left.values()
         known = sum(self._seen[kind][0] / self._seen[kind][1] * size for kind, size in left if kind in self._seen)
         if not known:
             return ""

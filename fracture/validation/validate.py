@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import organisms
@@ -16,6 +17,7 @@ from fracture.config import StudyConfig
 from fracture.progress import Progress
 from fracture.study import run_study
 from fracture.validation.acceptance import acceptance
+from fracture.validation.at_once import Work, at_once, one_thread
 from fracture.validation.nulls import OTHER_BATCH_TOKENS, permuted_labels, rounded_copy, self_pairs
 from fracture.validation.pairs import Pair, pairs_of, question_followed
 from fracture.validation.plan import (
@@ -61,13 +63,13 @@ def validate(
         config: the settings.
         progress: where the stages of trainings and studies are shown; None to show nothing.
         say: is given a line before each unit of work.
-        jobs: how many organisms are trained at once; their number changes no result.
+        jobs: how many organisms are trained, and studies made, at once; their number changes no result.
 
     Raises:
         InputError: if the directory holds something else, or an organism cannot be used.
     """
     if jobs < 1:
-        raise InputError(f"--jobs {jobs}: expected a number of trainings at once, 1 or more")
+        raise InputError(f"--jobs {jobs}: expected a number of processes at once, 1 or more")
     progress = progress or Progress()
     _check(config)
     begun(config)
@@ -75,24 +77,18 @@ def validate(
         to_train = [training for training in trainings(config) if not (training.out / "config.json").is_file()]
         planned = panels(config)
         copies = [_copy_of(config, panel) for panel in planned if _has_null(panel)]
+        # The longest first, so that of several at once none is begun when the others are done.
+        asked = sorted((*planned, *copies), key=lambda panel: -len(panel.variants))
         units = Units(
             [
                 *(("trainings", training.recipe.steps) for training in to_train),
-                *(("studies", _left_to_read(config, panel)) for panel in (*planned, *copies)),
+                *(("studies", _left_to_read(config, panel)) for panel in asked),
                 *[("null experiments", 1)] * 3,
             ],
             say,
         )
         train_all(to_train, jobs, units, progress)
-        runs: dict[str, Run] = {}
-        for panel in planned:
-            with units.unit(f"study {panel.name}: {len(panel.variants) + 1} models"):
-                runs[panel.name] = _study(config, panel, progress)
-        for panel in copies:
-            with units.unit(f"study {panel.name}: the base and its copy, at another batch size"):
-                if not panel.variants[0].directory.exists():
-                    rounded_copy(panel.base, panel.variants[0].directory)
-                runs[panel.name] = _study(config, panel, progress, batch_tokens=OTHER_BATCH_TOKENS)
+        runs = _studies(config, asked, jobs, units, progress)
         pairs = [pair for panel in planned for pair in pairs_of(panel, runs[panel.name])]
         validation = result(config, pairs, _nulls(config, pairs, copies, runs, units, progress))
         data = json.dumps(validation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -162,23 +158,49 @@ def _check(config: ValidationConfig) -> None:
                 question_followed(place)
 
 
+def _studies(
+    config: ValidationConfig, asked: Sequence[Panel], jobs: int, units: Units, progress: Progress
+) -> dict[str, Run]:
+    """Panel → its finished study, made with one thread, so that its bits are those of one made beside others."""
+    if jobs > 1:
+        works = [Work(f"study {p.name}", _directory(config, p), None, _study_alone, (config, p)) for p in asked]
+        at_once(works, jobs, units, "studies")
+        return {panel.name: Run.open(_directory(config, panel)) for panel in asked}
+    runs = {}
+    for panel in asked:
+        with units.unit(f"study {panel.name}: {len(panel.variants) + 1} models"), one_thread():
+            runs[panel.name] = _study(config, panel, progress)
+    return runs
+
+
+def _study_alone(config: ValidationConfig, panel: Panel) -> None:
+    _study(config, panel, Progress())
+
+
+def _directory(config: ValidationConfig, panel: Panel) -> Path:
+    return config.out / "studies" / panel.name
+
+
 def _left_to_read(config: ValidationConfig, panel: Panel) -> int:
     """How many models a study still reads, for the time that is left: all, or none of one that is finished."""
-    return 0 if (config.out / "studies" / panel.name / "summary.json").is_file() else len(panel.variants) + 1
+    return 0 if (_directory(config, panel) / "summary.json").is_file() else len(panel.variants) + 1
 
 
-def _study(config: ValidationConfig, panel: Panel, progress: Progress, **settings: Any) -> Run:
+def _study(config: ValidationConfig, panel: Panel, progress: Progress) -> Run:
+    copied = panel.variants[0].name == COPY
+    if copied and not panel.variants[0].directory.exists():
+        rounded_copy(panel.base, panel.variants[0].directory)
     return run_study(
         StudyConfig(
             base=str(panel.base),
             variants={variant.name: str(variant.directory) for variant in panel.variants},
             prompts=str(organisms.prompts(panel.prompts)),
-            out=str(config.out / "studies" / panel.name),
+            out=str(_directory(config, panel)),
             measures=catalogue.NAMES if config.measures is None else config.measures,
             max_prompts=config.prompts,
             patch_prompts=config.patch_prompts,
             verifier=VERIFIERS[panel.family],
-            **settings,
+            batch_tokens=OTHER_BATCH_TOKENS if copied else StudyConfig.batch_tokens,
         ),
         progress,
     )

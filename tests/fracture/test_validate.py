@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,19 @@ def test_the_same_validation_again_has_the_same_bytes(small):
     (config.out / "validation.json").unlink()
     assert validate.validate(config) == validation
     assert (config.out / "validation.json").read_bytes() == before
+
+
+def test_studies_made_at_once_are_those_made_one_after_another(small):
+    validation, config, _ = small
+    said: list[str] = []
+    two = replace(config, out=config.out.parent / "two")
+    assert validate.validate(two, None, said.append, jobs=2) == validation
+    tables = [path.relative_to(config.out) for path in sorted(config.out.glob("studies/*/measures/*.parquet"))]
+    assert len(tables) > 2 * len(MEASURES)
+    for table in tables:
+        assert (two.out / table).read_bytes() == (config.out / table).read_bytes(), table
+    assert said[0] == "[1 of 5] studies, 2 at once"
+    assert "study registers-seed_0-base-agreeing-copy is done" in said[1]
 
 
 def test_other_settings_are_refused_where_a_validation_is(small):

@@ -136,3 +136,14 @@ def test_what_was_done_before_says_nothing_of_the_time_that_is_left():
         with units.unit("work"):
             now[0] += seconds
     assert [line.partition("work")[2] for line in said] == ["", "", " (about 3 min left)", " (about 3 min left)"]
+
+
+def test_of_several_at_once_the_time_is_that_of_the_one_that_is_done():
+    now, said = [0.0], []
+    units = Units([("studies", 12), ("studies", 4), ("studies", 0)], said.append, lambda: now[0])
+    for seconds, place in ((1.0, 2), (60.0, 1), (180.0, 0)):
+        assert units.next == 0
+        with units.unit("work") as done:
+            now[0] += seconds
+            done(place)
+    assert said == ["[1 of 3] work", "[2 of 3] work", "[3 of 3] work (about 3 min left)"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.errors import InputError
 from fracture.progress import Progress
 from fracture.validation import training as validation_training
 from fracture.validation.plan import Training
@@ -44,6 +45,11 @@ def fail(name: str, seed: int, out: Path, base: Path | None) -> None:
     if base is not None:
         raise RuntimeError(f"no {name}")
     out.mkdir(parents=True)
+
+
+def die(name: str, seed: int, out: Path, base: Path | None) -> None:
+    """Is killed, as by a machine that is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait(name: str, seed: int, out: Path, base: Path | None) -> None:
@@ -93,6 +99,12 @@ def test_a_training_that_fails_ends_the_others_and_is_raised(tmp_path, monkeypat
     with pytest.raises(RuntimeError, match=r"no dose_(0.5|1)"):
         trained(tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} <= {"base", "novice"}
+
+
+def test_a_process_that_is_killed_is_named_and_not_a_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation_training, "train_alone", die)
+    with pytest.raises(InputError, match=r"--jobs 2: a process was killed .* with fewer jobs"):
+        trained(tmp_path, 2)
 
 
 def test_no_training_outlives_a_parent_that_is_killed(tmp_path):
