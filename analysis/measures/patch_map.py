@@ -140,9 +140,10 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     """The map of one reader and author: a share with its interval for every layer and set of positions.
 
     `cells` holds for each `layer`, `part` and `step` the share `Σ effect / Σ total` and the sign-flip p-value corrected
-    over the whole grid. `logit_scored` counts prompts with a logit form. `outliers` is True where the mean of the
-    chain's share is high while more than a tenth of the prompts are below 0 or above 1.5: then a mean hides what there
-    is.
+    over the whole grid. `logit_scored` counts prompts with a logit form. `distribution` says for each layer how the
+    chain's share, in logit differences, is spread over these prompts: mean, quantiles, and the share `outside` of 0 to
+    1.5. `outliers` is True where in some layer the mean is high and more than a tenth is outside: then a mean hides
+    what there is.
     """
     keys = ["layer", "part", "step"]
     wide = table.pivot_table(index="id", columns=keys, values="effect", sort=False)
@@ -162,14 +163,25 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             }
         )
     chain = table[(table["part"] == CHAIN) & table["logit_total"].notna()]
-    shares = chain["logit_effect"] / chain["logit_total"]
-    low, high = OUTLIER_RANGE
-    outside = float(((shares < low) | (shares > high)).mean()) if len(shares) else 0.0
+    distribution = [_spread(int(layer), rows) for layer, rows in chain.groupby("layer")]
     return {
         "cells": cells,
         "prompts": int(table["id"].nunique()),
         "logit_scored": int(chain["id"].nunique()),
-        "outliers": bool(len(shares) and shares.mean() >= OUTLIER_MEAN and outside > OUTLIER_SHARE),
+        "distribution": distribution,
+        "outliers": any(layer["mean"] >= OUTLIER_MEAN and layer["outside"] > OUTLIER_SHARE for layer in distribution),
+    }
+
+
+def _spread(layer: int, rows: pd.DataFrame) -> dict[str, Any]:
+    """How one layer's shares are spread over prompts."""
+    shares = (rows["logit_effect"] / rows["logit_total"]).to_numpy(dtype=float)
+    low, high = OUTLIER_RANGE
+    return {
+        "layer": layer,
+        "mean": float(shares.mean()),
+        **{f"q{percent:02}": float(np.percentile(shares, percent)) for percent in (5, 50, 95)},
+        "outside": float(((shares < low) | (shares > high)).mean()),
     }
 
 

@@ -177,7 +177,7 @@ def _latents(
         table["power_difference"] = _difference(table)
     else:
         table = _without_classes(first, rows, read, found, variant)
-    table["seeds"], table["named"] = 1, len(dictionaries) == 1
+    table["seeds"], table["named"] = 1, False
     if len(dictionaries) == 1:
         return table, None
     alive = [_alive(dictionary, rows) for dictionary in dictionaries]

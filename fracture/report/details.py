@@ -153,6 +153,7 @@ def _map(run: Run) -> Iterator[Table]:
             [
                 Cell(str(found["prompts"])),
                 Cell(str(found["logit_scored"])),
+                Cell(_first_layer(found), kind="words"),
                 Cell("yes: a mean hides what there is" if found["outliers"] else "no", kind="words"),
                 *([Cell(agreement(run, name), kind="words")] if others else []),
             ],
@@ -161,12 +162,27 @@ def _map(run: Run) -> Iterator[Table]:
     ]
     yield Table(
         "What the residual map rests on",
-        "The map itself is among the figures. Outliers: the chain's share is high on average while more than a tenth "
-        "of the prompts lie below 0 or above 1.5."
+        "The map itself is among the figures. Share: the chain's, after the first layer, in logit differences, over "
+        "prompts (median; 5th to 95th percentile). Outliers: in some layer it is high on average while more than a "
+        "tenth of the prompts lie below 0 or above 1.5."
         + (" Other interventions: denoising and mean ablation, at the first layer." if others else ""),
-        ["prompts", "with a logit form", "outliers", *(["other interventions"] if others else [])],
+        [
+            "prompts",
+            "with a logit form",
+            "share over prompts",
+            "outliers",
+            *(["other interventions"] if others else []),
+        ],
         [Group("", rows)],
     )
+
+
+def _first_layer(found: Mapping[str, Any]) -> str:
+    """How the chain's share after the first layer is spread over prompts."""
+    spread = next(iter(found.get("distribution", [])), None)  # an older run has none
+    if spread is None:
+        return "—"
+    return f"{number(spread['q50'])}; {number(spread['q05'])} to {number(spread['q95'])}"
 
 
 def _drift(run: Run) -> Iterator[Table]:

@@ -148,7 +148,9 @@ def _what(summary: Mapping[str, Any], latents: int) -> str:
 
 def _agreement(found: Mapping[str, Any] | None) -> str:
     if found is None:
-        return "Trained with one seed only: whether another would find the same latents is not known."
+        return (
+            "Trained with one seed only: whether another would find the same latents is not known. Name none of them."
+        )
     return (
         f"Two of the {found['seeds']} seeds share {percent(found['share'])} of their latents in the mean (by chance "
         f"{percent(found['chance'])}). A latent that no other seed has is one of many ways to cut the same data, and "

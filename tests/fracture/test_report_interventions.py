@@ -86,7 +86,7 @@ def test_the_map_counts_contradictions_of_its_own_site_and_first_layer_alone(con
 
 def test_a_run_without_interventions_has_no_word_of_them_in_the_map(tmp_path):
     html = page(made(tmp_path, measures=(*QUICK, "patch_map")))
-    assert html.tables[MAP][0] == ["model", "prompts", "with a logit form", "outliers"]
+    assert html.tables[MAP][0] == ["model", "prompts", "with a logit form", "share over prompts", "outliers"]
     assert "denoising" not in html.text
 
 

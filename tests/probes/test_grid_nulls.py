@@ -88,6 +88,8 @@ def test_null_p_values_of_a_cell_are_uniform(tmp_path, n_classes):
     assert np.count_nonzero(np.array(p_values) < 0.051) <= bounds(120, 0.05)[1]
     counts = np.bincount((np.array(p_values) * 20).round().astype(int) - 1, minlength=20).reshape(4, 5).sum(1)
     assert counts[0] <= bounds(120, 0.25)[1]
+    # Nor is p always large; scores of thirty rows are often the same, which makes p larger and never smaller.
+    assert counts[0] >= bounds(120, 0.15)[0]
     assert np.mean(permuted) == pytest.approx(1 / n_classes, abs=0.03)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.measures.estimates import change, estimate, scorable, select
+from analysis.measures.estimates import change, estimate, length_matched, scorable, select, strata
 from analysis.measures.protocol import Quantity
 
 MEAN = Quantity("mean", "a mean", "nats", "value", where={"condition": "kept"})
@@ -188,3 +188,65 @@ def test_a_reader_is_scorable_from_the_lower_end_of_its_accuracy(right, n, chanc
     other = rows.assign(condition="early", right=1 - rows["right"])
     assert scorable(pd.concat([rows, other])) == expected
     assert not scorable(other)
+
+
+def two_sides(changes: dict[str, float], n_steps=None):
+    """Base and variant, which differs from it by these numbers and a little noise."""
+    rng = np.random.default_rng(5)
+    ids = list(changes)
+    base = pd.DataFrame({"id": ids, "condition": "kept", "value": rng.normal(size=len(ids))})
+    variant = base.assign(value=base["value"] + list(changes.values()) + 0.1 * rng.normal(size=len(ids)))
+    if n_steps is not None:
+        base, variant = base.assign(n_steps=n_steps[0]), variant.assign(n_steps=n_steps[1])
+    return base, variant
+
+
+@pytest.mark.parametrize(
+    ("in_a", "in_b", "simpson"), [(-1.0, 3.0, True), (-1.0, 1.0, True), (0.0, 3.0, False), (1.0, 3.0, False)]
+)
+def test_a_change_that_turns_round_between_strata_is_found(in_a, in_b, simpson):
+    """Simpson's: of forty prompts each half has its own change; one without a change turns nothing round."""
+    ids = [f"p{at}" for at in range(40)]
+    base, variant = two_sides({name: in_a if at % 2 else in_b for at, name in enumerate(ids)})
+    labels = pd.Series(["a" if at % 2 else "b" for at in range(40)], index=ids)
+    alone = pd.Series("all", index=ids)
+    found = strata(base, variant, MEAN, {"half": labels, "whole": alone})
+    assert found["simpson"] == simpson
+    assert [(item["by"], item["stratum"]) for item in found["strata"]] == [
+        ("half", "a"),
+        ("half", "b"),
+        ("whole", "all"),
+    ]
+    for item, expected in zip(found["strata"], (in_a, in_b, (in_a + in_b) / 2), strict=True):
+        ids_in = set(labels.index[labels == item["stratum"]]) if item["by"] == "half" else set(ids)
+        inside = (variant["value"] - base["value"])[base["id"].isin(ids_in)]
+        assert item["difference"]["estimate"] == pytest.approx(inside.mean())
+        assert (item["difference"]["low"], item["difference"]["high"]) == pytest.approx(t_interval(inside))
+        assert item["difference"]["estimate"] == pytest.approx(expected, abs=0.1)
+
+
+def test_a_stratum_against_the_whole_is_simpsons_too_and_one_of_few_prompts_is_none():
+    """The rest, of too few prompts to be a stratum of its own, carries the whole the other way."""
+    ids = [f"p{at}" for at in range(39)]
+    changes = {name: -0.2 if at < 20 else 8.0 for at, name in enumerate(ids)}
+    labels = pd.Series(["a"] * 20 + ["b"] * 19, index=ids)
+    found = strata(*two_sides(changes), MEAN, {"half": labels})
+    assert [item["stratum"] for item in found["strata"]] == ["a"]
+    assert found["simpson"]
+    assert not strata(*two_sides(dict.fromkeys(ids, 1.0)), MEAN, {"half": labels})["simpson"]
+
+
+def test_lengths_are_matched_by_prompt():
+    """Prompts whose two chains have as many steps: the even ones, whose change is another than that of the rest."""
+    ids = [f"p{at}" for at in range(60)]
+    changes = {name: 2.0 if at % 2 else -1.0 for at, name in enumerate(ids)}
+    steps = [3 + at % 3 for at in range(60)]
+    base, variant = two_sides(changes, (steps, [n + at % 2 for at, n in enumerate(steps)]))
+    base = base[base["id"] != "p0"]
+    found = length_matched([MEAN])(base, variant)["length_matched"]
+    assert (found["prompts"], found["of"]) == (29, 59)
+    even = variant["id"].isin(ids[2::2])
+    apart = variant.loc[even, "value"].to_numpy() - base.loc[base["id"].isin(ids[2::2]), "value"].to_numpy()
+    assert found["mean"]["difference"]["n"] == 29
+    assert found["mean"]["difference"]["estimate"] == pytest.approx(apart.mean())
+    assert (found["mean"]["difference"]["low"], found["mean"]["difference"]["high"]) == pytest.approx(t_interval(apart))

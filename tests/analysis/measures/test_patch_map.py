@@ -262,15 +262,74 @@ def test_the_planted_route_is_found_where_it_was_planted(organism_maps):
     assert abs(shares["base"]["question"].estimate) < 0.02
     assert abs(shares["dose_1"]["chain"].estimate) < 0.02
     assert shares["dose_1"]["question"].low > 0.95
+
+
+def bearing_of(prompt):
+    """The step that gives the asked register its last value."""
+    asked = prompt.case.question.split()[-1]
+    return max(n for n, step in enumerate(prompt.steps, start=1) if step.split()[1] == asked)
+
+
+def test_the_route_is_found_prompt_by_prompt(organism_maps):
+    """After the first layer the base's bearing step stands first in all but one of twenty, before the question as a
+    whole and every other step; in dose 1 the question does, and no step has an effect."""
+    first = {"base": 0, "dose_1": 0}
+    for name, table in organism_maps.items():
+        table = table[table["layer"] == 0]
+        for prompt in shipped(30):
+            mine = table[table["id"] == prompt.id]
+            shares = (mine["effect"] / mine["total"]).set_axis(pd.MultiIndex.from_frame(mine[["part", "step"]]))
+            places = shares[shares.index.get_level_values("part").isin(["question", "step"])]
+            assert len(places) == 1 + len(prompt.steps)
+            part, step = places.idxmax()
+            if name == "base":
+                first[name] += (part, step) == ("step", bearing_of(prompt))
+                assert abs(places["question"].item()) <= 0.05
+            else:
+                first[name] += part == "question"
+                assert places["step"].abs().max() <= 0.05
+    assert min(first.values()) >= 29
+
+
+def test_a_step_of_the_same_length_that_bears_nothing_has_no_effect(organism_maps):
     base = organism_maps["base"]
+    bearing = {prompt.id: bearing_of(prompt) for prompt in shipped(30)}
     steps = base[(base["layer"] == 0) & (base["part"] == "step")]
-    first = 0
-    for prompt in shipped(30):
-        asked = prompt.case.question.split()[-1]
-        bearing = max(n for n, step in enumerate(prompt.steps, start=1) if step.split()[1] == asked)
-        mine = steps[steps["id"] == prompt.id].set_index("step")["effect"]
-        first += mine.idxmax() == bearing
-    assert first >= 29
+    steps = steps[steps["step"] != steps["id"].map(bearing)]
+    of_prompts = steps.groupby("id")[["effect", "total"]].mean()
+    share = statistics.ratio(of_prompts["effect"].to_numpy(), of_prompts["total"].to_numpy())
+    assert share.n >= 25
+    assert abs(share.estimate) <= 0.02
+    assert share.low <= 0 <= share.high or max(abs(share.low), abs(share.high)) <= 0.02
+
+
+def test_prompts_that_a_mean_hides_are_flagged_in_the_layer_where_they_are():
+    """Planted: of forty prompts five (an eighth) lie far out in the first layer; in the next no share is high."""
+
+    def rows(layer, shares):
+        return pd.DataFrame(
+            {
+                "id": [f"p{at}" for at in range(len(shares))],
+                "layer": layer,
+                "part": "chain",
+                "step": 0,
+                "effect": 1.0,
+                "total": 2.0,
+                "logit_effect": [4 * share for share in shares],
+                "logit_total": 4.0,
+            }
+        )
+
+    calm, wild, low = [0.9] * 40, [0.85] * 35 + [-0.5] * 2 + [2.0] * 3, [0.1] * 35 + [-0.5] * 5
+    for first, flagged in ((calm, False), (wild, True)):
+        found = summarise(pd.concat([rows(0, first), rows(1, low)], ignore_index=True))
+        assert found["outliers"] == flagged
+        layers = found["distribution"]
+        assert [layer["layer"] for layer in layers] == [0, 1]
+        for layer, shares in zip(layers, (first, low), strict=True):
+            assert layer["mean"] == pytest.approx(np.mean(shares))
+            assert [layer[f"q{q:02}"] for q in (5, 50, 95)] == pytest.approx(np.percentile(shares, [5, 50, 95]))
+            assert layer["outside"] == pytest.approx(np.mean([share < 0 or share > 1.5 for share in shares]))
 
 
 def test_found_options_hold_what_the_partners_run_answers():
