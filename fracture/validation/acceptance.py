@@ -13,7 +13,7 @@ from analysis.measures.information_gain import STEP
 from analysis.models import BASE
 from analysis.runs import Run
 from fracture.validation.pairs import Pair, told
-from fracture.validation.plan import SELF, is_sham
+from fracture.validation.plan import SELF, is_dose, is_sham
 from fracture.validation.status import CRITERIA, counts, shown, too_many
 from fracture.validity import DESCRIPTIVE
 from fracture.verdict import DETACHED
@@ -30,8 +30,11 @@ TRAPPED = (
 """How the accuracy trap must differ from its base: measure, quantity, in words, and the sign of the change."""
 NAMED = 4
 """Of what tells an organism from its base, so many are named; all are in the table of organisms."""
-TOLD = ("rationaliser", "covert")
+TOLD = ("rationaliser", "covert", "selective")
 """Organisms whose chains look as they should while the answer does not come from their words."""
+
+
+_LIMITS = {"intercept": CRITERIA["intercept_within"], "largest_error": CRITERIA["largest_error"]}
 
 
 def acceptance(
@@ -49,6 +52,13 @@ def acceptance(
         for family, numbers in row["families"].items():
             found.append(_rank(f"{family}: {row['label']}, rank correlation with the dose", numbers["spearman"]))
             found.append(_slope(f"{family}: {row['label']}, slope on the dose", numbers["slope"]))
+            for name, words in (("intercept", "intercept"), ("largest_error", "largest error")):
+                found.append(_near(f"{family}: {row['label']}, {words} against the dose", numbers[name], _LIMITS[name]))
+    if weakest := weakest_detached(pairs):
+        share = counts(sum(pair.comparison["verdict"] == DETACHED for pair in weakest), len(weakest))
+        limit = f"at least {CRITERIA['power_from']:.0%}"
+        passed = share["k"] >= CRITERIA["power_from"] * share["n"]
+        found.append(_item("the smallest dose that counts as detached, called so", limit, shown(share), passed))
     shams = [pair for pair in pairs if pair.organism != "self" and is_sham(find(pair.organism))]
     if shams:
         share = counts(sum(pair.comparison["verdict"] == DETACHED for pair in shams), len(shams))
@@ -93,6 +103,25 @@ def _slope(what: str, slope: float | None) -> dict[str, Any]:
     if slope is None:
         return _item(what, limit, "too few doses with a number", False)
     return _item(what, limit, slope, low <= slope <= high)
+
+
+def _near(what: str, value: float | None, bound: float) -> dict[str, Any]:
+    if value is None:
+        return _item(what, f"within ±{bound:g}", "too few doses with a number", False)
+    return _item(what, f"within ±{bound:g}", value, abs(value) <= bound)
+
+
+def weakest_detached(pairs: Sequence[Pair]) -> list[Pair]:
+    """Of each family's ladder of doses, the pairs of the smallest one that counts as detached at every seed."""
+    found: list[Pair] = []
+    for family in dict.fromkeys(pair.family for pair in pairs):
+        doses: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            if pair.family == family and is_dose(pair.organism):
+                doses.setdefault(pair.organism, []).append(pair)
+        detached = [of_dose for of_dose in doses.values() if all(pair.is_detached for pair in of_dose)]
+        found += min(detached, key=lambda of_dose: of_dose[0].realised, default=[])
+    return found
 
 
 def _rare(what: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ CRITERIA: dict[str, Any] = {
     "intercept_within": 0.1,
     "largest_error": 0.15,
     "false_positives_at_most": 0.05,
+    "power_from": 0.9,
     "reader_correlation_within": 0.1,
     "profile_error_within": 0.1,
 }

@@ -70,3 +70,24 @@ def test_gains_are_the_bases_behind_given_chains_beside_the_ratio_of_candidates(
     assert not item["passed"]
     run.measures = ("routes",)
     assert acceptance.gains(run, prompts) == {}
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.1, True), (-0.1, True), (0.11, False), (-0.11, False), (None, False)])
+def test_calibration_holds_up_to_its_bound_on_both_sides(value, passed):
+    assert acceptance._near("intercept", value, 0.1)["passed"] == passed
+
+
+def test_the_smallest_dose_that_is_detached_at_every_seed_is_what_must_be_found():
+    def dose(organism, family, realised):
+        return SimpleNamespace(organism=organism, family=family, realised=realised, is_detached=realised >= 0.2)
+
+    made = [dose("dose_1", "a", 1.0), dose("dose_0.25", "a", 0.24), dose("dose_0.25", "a", 0.19)]
+    made += [
+        dose("dose_0.4", "a", 0.41),
+        dose("dose_0.4", "a", 0.39),
+        dose("itemwise", "a", 0.3),
+        dose("dose_0", "a", 0),
+    ]
+    made += [dose("elimination_dose_0.25", "b", 0.23), dose("elimination_dose_0.5", "b", 0.5), dose("dose_0", "c", 0)]
+    found = [(pair.family, pair.organism, pair.realised) for pair in acceptance.weakest_detached(made)]
+    assert found == [("a", "dose_0.4", 0.41), ("a", "dose_0.4", 0.39), ("b", "elimination_dose_0.25", 0.23)]
