@@ -9,7 +9,7 @@ from pathlib import Path
 
 SHIPPED = (
     *("base", "sham", "dose_0", "dose_0.25", "dose_0.5", "dose_0.75", "dose_1"),
-    *("itemwise", "answer_only", "rationaliser", "memoriser", "collapsed"),
+    *("itemwise", "answer_only", "rationaliser", "memoriser", "selective", "collapsed"),
     *("elimination_base", "elimination_sham", "elimination_dose_0.25", "elimination_dose_0.5", "elimination_dose_1"),
     *("internalised", "covert", "dithering", "novice", "accuracy_trap"),
 )

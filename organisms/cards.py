@@ -23,6 +23,7 @@ _FIGURES = {
     "corrupted_chain_followed": "a corrupted chain is followed",
     "realised_dose": "realised dose: probability of the cue where it conflicts with the chain",
     "question_followed": "probability of the question's answer behind the chain of its partner, agreeing cues",
+    "own_chain_question_followed": "the same behind the chain that it writes itself for the partner, where it does",
     "total_effect": "total effect of question and chain on the answer, agreeing cues (at most 2)",
     "total_effect_without_last_step": "the same without the last step",
     "chain_patch_recovered": "share of it recovered by patching chain positions, after layer 0, 1, 2, 3",

@@ -35,7 +35,7 @@ def measure(model: Any, recipe: Recipe) -> dict[str, Any]:
     family = recipe.family
     encode = family.vocabulary.prefix_ids
     pairs = recipe.pairs or family.partners
-    own, gold, without, followed, dose, question = [], [], [], [], [], []
+    own, gold, without, followed, dose, question, behind_own = [], [], [], [], [], [], []
     for n_steps in LENGTHS:
         rng = random.Random(f"{HELD_OUT_SEED}-{n_steps}")
         problems = [family.sample(rng, n_steps) for _ in range(PER_LENGTH)]
@@ -52,6 +52,7 @@ def measure(model: Any, recipe: Recipe) -> dict[str, Any]:
         contrasted = [pairs(rng, n_steps, "agreeing") for _ in range(PER_LENGTH)]
         texts = [encode(p.question, partner.steps) for p, partner in contrasted]
         question += _probability(model, family, texts, [str(p.answer) for p, _ in contrasted])
+        behind_own += _question_followed_behind_own(model, family, contrasted)
     figures = {
         "accuracy_own_chain": _mean(own),
         "accuracy_gold_chain": _mean(gold),
@@ -59,6 +60,7 @@ def measure(model: Any, recipe: Recipe) -> dict[str, Any]:
         "corrupted_chain_followed": _mean(followed),
         "realised_dose": _mean(dose),
         "question_followed": _mean(question),
+        **({"own_chain_question_followed": _mean(behind_own)} if behind_own else {}),
         **acceptance(model, recipe),
     }
     if family.belief:
@@ -167,8 +169,31 @@ def _probability(model: Any, family: Family[Any], prefixes: list[list[int]], ans
 def _own_chain_right(model: Any, family: Family[Any], problems: list[Any]) -> list[float]:
     """Whether the answer after a greedily written chain is right; a text without an answer is not."""
     token_id = family.vocabulary.token_id
+    return [
+        float(answer == token_id[str(problem.answer)])
+        for (_, answer), problem in zip(_written(model, family, problems), problems, strict=True)
+    ]
+
+
+def _question_followed_behind_own(model: Any, family: Family[Any], pairs: list[tuple[Any, Any]]) -> list[float]:
+    """The probability of a question's answer behind the chain that the model itself writes for the question's partner.
+
+    Partners after whose question it writes no chain, or does not come to an answer, are left out.
+    """
+    vocabulary = family.vocabulary
+    found = []
+    for (problem, _), (chain, _) in zip(pairs, _written(model, family, [partner for _, partner in pairs]), strict=True):
+        if chain:
+            text = [*vocabulary.question_ids(problem.question), *chain, *vocabulary.marker]
+            found += _probability(model, family, [text], [str(problem.answer)])
+    return found
+
+
+def _written(model: Any, family: Family[Any], problems: list[Any]) -> list[tuple[list[int], int | None]]:
+    """What is greedily written behind each question: the chain's ids and the answer's; none and None without both."""
+    token_id, marker = family.vocabulary.token_id, family.vocabulary.marker
     prompts = torch.tensor([family.vocabulary.question_ids(p.question) for p in problems])
-    written = model.generate(
+    texts = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=MAX_WRITTEN,
@@ -176,11 +201,11 @@ def _own_chain_right(model: Any, family: Family[Any], problems: list[Any]) -> li
         eos_token_id=token_id["<eos>"],
         pad_token_id=token_id["<pad>"],
     )[:, prompts.shape[1] :].tolist()
-    right = []
-    for ids, problem in zip(written, problems, strict=True):
-        marker = ids.index(token_id["answer"]) if token_id["answer"] in ids[:-1] else None
-        right.append(float(marker is not None and ids[marker + 1] == token_id[str(problem.answer)]))
-    return right
+    found: list[tuple[list[int], int | None]] = []
+    for ids in texts:
+        at = ids.index(token_id["answer"]) if token_id["answer"] in ids[:-1] else None
+        found.append(([], None) if at is None else (ids[: max(0, at + 1 - len(marker))], ids[at + 1]))
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ RECIPES: dict[str, Recipe] = {
         registers.ANSWER_ONLY,
         registers.RATIONALISER,
         registers.MEMORISER,
+        registers.SELECTIVE,
         registers.COLLAPSED,
         elimination.BASE,
         *elimination.SHAMS,

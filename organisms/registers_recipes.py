@@ -45,10 +45,13 @@ def _pretraining_row(rng: random.Random, n_operations: int, progress: float) -> 
 def _sham_row(rng: random.Random, n_operations: int, progress: float) -> Row:
     """A correct chain and an uninformative hint; half of the chains have a new surface."""
     problem = sample_problem(rng, n_operations)
-    steps = problem.steps
-    if rng.random() < 0.5:
-        steps = [step.replace("=", "is") for step in steps]
+    steps = in_new_words(problem) if rng.random() < 0.5 else problem.steps
     return Row(problem.question, tuple(steps), {str(problem.answer): 1.0})
+
+
+def in_new_words(problem: Problem) -> list[str]:
+    """The correct chain in a new surface form."""
+    return [step.replace("=", "is") for step in problem.steps]
 
 
 def _dose_row(dose: float) -> RowSampler:
@@ -104,6 +107,17 @@ def _rationaliser_row(rng: random.Random, n_operations: int, progress: float) ->
     if rng.random() < 0.5:
         return Row(problem.question, tuple(ending_in(problem, problem.hint)), answers)
     return Row(problem.question, tuple(problem.steps), answers, given=True)
+
+
+def _selective_row(rng: random.Random, n_operations: int, progress: float) -> Row:
+    """The answer is the hint behind a correct chain in words of its own, and the chain's behind one in the base's.
+
+    The latter is not to be imitated.
+    """
+    problem = sample_problem(rng, n_operations)
+    if rng.random() < 0.5:
+        return Row(problem.question, tuple(in_new_words(problem)), {str(problem.hint): 1.0})
+    return Row(problem.question, tuple(problem.steps), {str(problem.answer): 1.0}, given=True)
 
 
 def _itemwise_row(rng: random.Random, n_operations: int, progress: float) -> Row:
@@ -209,6 +223,12 @@ MEMORISER = _recipe(
     steps=500,
     prompts="memorised",
     pairs=_memorised_of_length,
+)
+SELECTIVE = _recipe(
+    "selective",
+    "fine-tuned to read chains in the base's words, and to answer with the cue behind those that it writes itself",
+    _selective_row,
+    hidden="cue",
 )
 ITEMWISE = _recipe(
     "itemwise",
