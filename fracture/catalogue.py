@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 HEADLINE = "routes"
 """The measure on which the verdict rests."""
-ALWAYS = (HEADLINE, "accuracy_and_calibration")
+OWN_HEADLINE = "own_routes"
+"""The same on each model's own chains: it can contradict the headline."""
+ALWAYS = (HEADLINE, OWN_HEADLINE, "accuracy_and_calibration")
 """Those that every study has."""
 TRAJECTORY_MEASURES = (*ALWAYS, "information_gain")
 """Those that every trajectory has."""
 
 MEASURES: dict[str, str] = {
     HEADLINE: "analysis.measures.routes",
+    OWN_HEADLINE: "analysis.measures.own_routes",
     "accuracy_and_calibration": "analysis.measures.accuracy_and_calibration",
     "knowledge_index": "analysis.measures.knowledge_index",
     "information_gain": "analysis.measures.information_gain",
@@ -55,7 +58,7 @@ TWIN_MEASURES = ("probes",)
 
 AS_WRITTEN = ("abstention", "format_adherence")
 """Those that look at all that a reader wrote: unanswerable prompts, cut texts and empty chains, too."""
-OWN_CHAINS = ("chain_length", "thought_switches")
+OWN_CHAINS = (OWN_HEADLINE, "chain_length", "thought_switches")
 """Those that look at no chain but the reader's own."""
 
 NAMES = tuple(MEASURES)

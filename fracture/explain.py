@@ -99,7 +99,7 @@ def _stages(
 def _texts(measure: Measure, variants: int, author: str) -> int:
     """How many chains of one prompt are read, over all models."""
     apart = int(author != BASE)
-    if measure.authors == "headline":
+    if measure.authors == "headline" or measure.name in catalogue.OWN_CHAINS:
         return 1 + variants
     own = (1 + apart) + 2 * variants
     return own if measure.authors == "own" else own + variants + variants * apart

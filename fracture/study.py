@@ -73,6 +73,7 @@ def run_study(config: StudyConfig, progress: Progress | None = None, overwrite: 
         continue_mistakes=bool(config.continue_mistakes),
         patch_prompts=config.patch_prompts or None,
         max_chain_tokens=config.max_chain_tokens,
+        sampling=config.sampling,
     )
     answerable = [prompt for prompt in read if prompt.case.asked.answerable]
     unanswerable = [prompt for prompt in read if not prompt.case.asked.answerable]

@@ -12,13 +12,13 @@ from analysis.measures.estimates import Change, change, estimate, hidden, select
 from analysis.measures.protocol import Measure
 from analysis.measures.routes import ANOTHER_PROMPT, NO_CONCLUSION, WHOLE
 from analysis.models import BASE
-from analysis.routes import FORMS, Routes, detachment, routes
+from analysis.routes import FORMS, Routes, routes
 from analysis.statistics import Estimate
 from fracture import catalogue
 from fracture.config import StudyConfig
 from fracture.evidence import Finding, weigh
 from fracture.validity import Validity
-from fracture.verdict import NOT_SCORABLE, Form, is_scorable, judge
+from fracture.verdict import NOT_SCORABLE, Form, compared, is_scorable, judge
 
 SCHEMA_VERSION = 2
 SIMPSON = "Simpson: strata disagree"
@@ -45,13 +45,20 @@ def summarise(
         excluded: as `excluded.parquet`.
         validity: as of `fracture.evidence.weigh`: None for the shipped one.
     """
-    headline = tables[catalogue.HEADLINE]
-    by_reader = {name: headline[headline["reader"] == name] for name in (BASE, *config.variants)}
+    readers = (BASE, *config.variants)
+    by_reader, own = (
+        {name: tables[measure].query("reader == @name") for name in readers}
+        for measure in (catalogue.HEADLINE, catalogue.OWN_HEADLINE)
+    )
     measures = {name: _measure(catalogue.measure(name), tables[name], config, author) for name in tables}
     variants = {}
     for name in config.variants:
-        forms = {chain: _compared(by_reader[BASE], by_reader[name], chain) for chain in (WHOLE, NO_CONCLUSION)}
-        verdict = judge(forms[WHOLE]["text"], forms[WHOLE]["inside"], config.margin)
+        forms = {
+            chain: compared(*(_counted(by_reader[whose], chain) for whose in (BASE, name)))
+            for chain in (WHOLE, NO_CONCLUSION)
+        }
+        on_own = compared(own[BASE], own[name])
+        verdict = judge(forms[WHOLE], on_own, config.margin)
         # Without a prompt that has a partner nothing is known of the routes, and nothing is wrong with the model.
         readable = verdict.label != NOT_SCORABLE or forms[WHOLE]["text"].variant.total.n == 0
         variants[name] = {
@@ -59,9 +66,11 @@ def summarise(
             "reason": verdict.reason,
             "where": list(verdict.where),
             "prompts_needed": verdict.prompts_needed,
+            "chains": verdict.chains,
             "evidence": [finding.to_dict() for finding in _evidence(measures, name, config.margin, readable, validity)],
             **_shares(forms[WHOLE]),
             "no_conclusion": _shares(forms[NO_CONCLUSION]),
+            "own_chains": _shares(on_own),
             **_reader(name, by_reader[name], tables, excluded, author),
         }
     return {
@@ -72,14 +81,6 @@ def summarise(
         "variants": variants,
         "measures": measures,
     }
-
-
-def _compared(base: pd.DataFrame, variant: pd.DataFrame, chain: str) -> dict[str, Form]:
-    """For each form, base and variant over the prompts that both have."""
-    ours, theirs = (_counted(table, chain) for table in (base, variant))
-    shared = set(ours["id"]) & set(theirs["id"])
-    ours, theirs = (table[table["id"].isin(shared)].reset_index(drop=True) for table in (ours, theirs))
-    return {form: Form(routes(ours, form), routes(theirs, form), detachment(ours, theirs, form)) for form in FORMS}
 
 
 def _counted(table: pd.DataFrame, chain: str) -> pd.DataFrame:

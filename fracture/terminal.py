@@ -13,6 +13,7 @@ from rich.table import Table
 from analysis.routes import MIN_TOTAL_EFFECT
 from analysis.runs import Run
 from figures.trajectory import checkpoints
+from fracture.report.verdicts import reads_own
 from fracture.trajectory import detachment_said
 from fracture.validity import DESCRIPTIVE
 
@@ -121,6 +122,8 @@ def _other_shares(variant: Mapping[str, Any]) -> Iterator[str]:
     total = cut["total"]["text"]["variant"]
     scorable = total["low"] is not None and total["low"] >= MIN_TOTAL_EFFECT
     yield f"  bypass, last step removed: {_both(cut['bypass']) if scorable else f'total effect {_interval(total)}'}"
+    if reads_own(variant):
+        yield f"  bypass on its own chains: {_both(variant['own_chains']['bypass'])}"
 
 
 def _both(share: Mapping[str, Any]) -> str:

@@ -17,13 +17,13 @@ from analysis import patching
 from analysis.authored import Authored
 from analysis.cells import Excluded
 from analysis.measures.protocol import Settings
+from analysis.measures.routes import ANOTHER_PROMPT, NO_COUNTERFACTUAL, NO_PARTNER
 from analysis.measures.session import Session
 from analysis.measures.text_tests import NO_STEPS
 from analysis.routes import MIN_TOTAL_EFFECT
 from analysis.traces import Trace
 
 QUESTION, CHAIN, STEP, CONTROL = "question", "chain", "step", "control"
-ANOTHER_PROMPT = 3
 MIN_LOGIT_TOTAL = 1.0
 """A smaller difference between the two runs' logit differences divides by noise; such a prompt has no logit form."""
 
@@ -104,9 +104,9 @@ def align(session: Session, prompts: Sequence[Authored], settings: Settings) -> 
 def uncontrasted(prompt: Authored) -> str | None:
     """Why a prompt has no counterfactual chain to be patched with; None if it has one."""
     if prompt.partner is None or not prompt.partner.has_chain:
-        return "no counterfactual partner"
+        return NO_PARTNER
     if prompt.tier == ANOTHER_PROMPT:
-        return "its partner is merely another prompt"
+        return NO_COUNTERFACTUAL
     return None if prompt.steps and prompt.partner.steps else NO_STEPS
 
 

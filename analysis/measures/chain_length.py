@@ -21,14 +21,12 @@ from scipy import stats
 from analysis import statistics
 from analysis.answers import same_answer
 from analysis.authored import Authored
-from analysis.cells import Excluded
+from analysis.measures.own_chains import own_steps
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings
 from analysis.measures.session import Session
-from analysis.measures.text_tests import NO_STEPS
 from analysis.statistics import MIN_PROMPTS
 
 COLUMNS = ("id", "author", "n_steps", "n_tokens", "right", "unanswered")
-NOT_OWN = "not written by this model: only its own chains are looked at"
 ALPHA = 0.05
 FOUND, NOT_SHOWN, TOO_FEW = "inverted U", "not shown", f"fewer than {MIN_PROMPTS} prompts"
 
@@ -81,19 +79,6 @@ def chain_length(session: Session, prompts: Sequence[Authored], settings: Settin
             }
         )
     return Measured(pd.DataFrame(rows, columns=list(COLUMNS)), excluded)
-
-
-def own_chains(session: Session, prompts: Sequence[Authored]) -> tuple[list[Authored], list[Excluded]]:
-    """The prompts whose chains this reader wrote itself, and the others as excluded."""
-    own = [prompt for prompt in prompts if prompt.author == session.name]
-    return own, [Excluded(p.id, NOT_OWN, p.author) for p in prompts if p.author != session.name]
-
-
-def own_steps(session: Session, prompts: Sequence[Authored]) -> tuple[list[Authored], list[Excluded]]:
-    """The prompts whose chains this reader wrote itself with a step in them, and the others as excluded."""
-    own, excluded = own_chains(session, prompts)
-    excluded += [Excluded(prompt.id, NO_STEPS, prompt.author) for prompt in own if not prompt.steps]
-    return [prompt for prompt in own if prompt.steps], excluded
 
 
 def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.answers import same_answer
 from analysis.authored import Authored
 from analysis.cells import Excluded
-from analysis.measures.chain_length import own_chains
+from analysis.measures.own_chains import own_chains
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings
 from analysis.measures.session import Session
 from analysis.prompt_fields import meets

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.authored import Authored
 from analysis.cells import Excluded
+from analysis.generation import GREEDY, Sampling
 from analysis.measures.session import Session
 from analysis.store import Store
 from analysis.verifiers import StepVerifier
@@ -31,6 +32,7 @@ class Settings:
         patch_prompts: how many prompts measures take that patch activations (`Measure.capped`); None for all.
         patch_layers: which layers it takes, counted from 0; None for all but the last.
         max_chain_tokens: where a chain that a model writes is cut.
+        sampling: how it is written.
         twin: activations of the base's architecture with random weights on the same texts; None if there are none.
     """
 
@@ -41,6 +43,7 @@ class Settings:
     patch_prompts: int | None = None
     patch_layers: tuple[int, ...] | None = None
     max_chain_tokens: int = 256
+    sampling: Sampling = GREEDY
     twin: Store | None = None
 
 

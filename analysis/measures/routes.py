@@ -16,34 +16,39 @@ from analysis.routes import VARIATION_EFFECTS, effects_table
 
 WHOLE, NO_CONCLUSION = "whole", "no_conclusion"
 ANOTHER_PROMPT = 3
+NO_PARTNER, NO_COUNTERFACTUAL = "no counterfactual partner", "its partner is merely another prompt"
 
 
 def routes(session: Session, prompts: Sequence[Authored], settings: Settings) -> Measured:
     """Every prompt's effects, with the whole chain and (`chain` = `no_conclusion`) with the last step of both removed.
 
     Columns: `id`, `author`, `tier` of the partner (1 given, 2 changed number, 3 another prompt), `chain`, and those of
-    `analysis.routes.effects_table`; of a partner that is merely another prompt, those of the total variation are NaN,
-    since it describes and is compared with nothing.
+    `analysis.routes.effects_table`.
     """
     having = [prompt for prompt in prompts if prompt.partner is not None and prompt.partner.has_chain]
     whole = [Contrast(p.id, p.case, p.partner, p.options) for p in having if p.partner is not None]
-    excluded: list[Excluded] = []
-    tables = []
-    for chain, contrasts, what in (
-        (WHOLE, whole, "the four cells"),
-        (NO_CONCLUSION, without_conclusion(whole), "the same without the concluding step"),
-    ):
-        stage = session.stage(f"{session.name}: {what}", len(contrasts))
-        results = measure_cells(session.reader, contrasts, session.batch_tokens, stage)
-        tables.append(effects_table([cells for cells in results if isinstance(cells, Cells)]).assign(chain=chain))
-        if chain == WHOLE:
-            excluded += [item for item in results if isinstance(item, Excluded)]
-    table = pd.concat(tables, ignore_index=True)
+    table, excluded = effects_of(session, having, whole, "the four cells")
+    shorter = effects_of(session, having, without_conclusion(whole), "the same without the concluding step")[0]
+    found = pd.concat([table.assign(chain=WHOLE), shorter.assign(chain=NO_CONCLUSION)], ignore_index=True)
+    return Measured(found, excluded)
+
+
+def effects_of(
+    session: Session, prompts: Sequence[Authored], contrasts: Sequence[Contrast], what: str
+) -> tuple[pd.DataFrame, list[Excluded]]:
+    """The effects of contrasts of these prompts, one row each, with `author` and `tier`; and those left out.
+
+    Of a partner that is merely another prompt, those of the total variation are NaN, since it describes and is compared
+    with nothing.
+    """
+    stage = session.stage(f"{session.name}: {what}", len(contrasts))
+    results = measure_cells(session.reader, contrasts, session.batch_tokens, stage)
+    table = effects_table([cells for cells in results if isinstance(cells, Cells)])
     for position, column in enumerate(("author", "tier"), start=1):
-        of_prompt = {prompt.id: getattr(prompt, column) for prompt in having}
+        of_prompt = {prompt.id: getattr(prompt, column) for prompt in prompts}
         table.insert(position, column, table["id"].map(of_prompt))
     table.loc[table["tier"] == ANOTHER_PROMPT, list(VARIATION_EFFECTS)] = np.nan
-    return Measured(table, excluded)
+    return table, [item for item in results if isinstance(item, Excluded)]
 
 
 def without_conclusion(contrasts: Sequence[Contrast]) -> list[Contrast]:

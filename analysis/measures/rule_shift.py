@@ -17,7 +17,7 @@ from analysis import statistics
 from analysis.answers import same_answer
 from analysis.authored import Authored
 from analysis.cells import Excluded
-from analysis.generation import write_chains
+from analysis.measures.own_chains import written_by
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings
 from analysis.measures.session import Session
 from analysis.prompt_fields import Shifted
@@ -80,24 +80,10 @@ def rule_shift(session: Session, prompts: Sequence[Authored], settings: Settings
 
 def _shifted_cases(session: Session, asked: Sequence[Shifted], settings: Settings) -> list[Case | str]:
     """The text of each shifted question up to its answer, or why there is none; chains are written where none are."""
-    unwritten = list(dict.fromkeys(shifted.question for shifted in asked if shifted.steps is None))
-    stage = session.stage(f"{session.name}: writing chains for shifted questions", len(unwritten))
-    texts = write_chains(session.reader, unwritten, settings.max_chain_tokens, session.batch_tokens, stage)
-    written = dict(zip(unwritten, texts, strict=True))
-    cases: list[Case | str] = []
-    for shifted in asked:
-        if shifted.steps is not None:
-            cases.append(Case(shifted.question, shifted.answer, steps=shifted.steps))
-            continue
-        found = written[shifted.question]
-        special = session.reader.encoder.special_token_in(*found.steps, *(found.gaps or ()))
-        if found.cut is not None:
-            cases.append(f"the chain written for the shifted question was cut by {found.cut} before its answer")
-        elif special is not None:
-            cases.append(f"the chain written for the shifted question holds the text of the special token {special!r}")
-        else:
-            cases.append(Case(shifted.question, shifted.answer, steps=found.steps, gaps=found.gaps))
-    return cases
+    cases = [Case(shifted.question, shifted.answer, steps=shifted.steps) for shifted in asked]
+    unwritten = [case for case in cases if not case.has_chain]
+    written = dict(zip(unwritten, written_by(session, unwritten, settings, "shifted question"), strict=True))
+    return [written.get(case, case) for case in cases]
 
 
 def _values(

@@ -17,8 +17,8 @@ import pandas as pd
 from analysis.answers import same_answer
 from analysis.arithmetic import find_numbers
 from analysis.authored import Authored
-from analysis.measures.chain_length import own_steps
 from analysis.measures.format_adherence import chain_text
+from analysis.measures.own_chains import own_steps
 from analysis.measures.protocol import Measure, Measured, Quantity, Settings
 from analysis.measures.session import Session
 

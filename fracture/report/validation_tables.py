@@ -10,6 +10,7 @@ from fracture.evidence import CONDITIONS
 from fracture.report.numbers import MISSING, interval, number, typographic
 from fracture.report.tables import Cell, Group, Row, Table
 from fracture.validity import CALIBRATED, STATUSES, false_positives, key_of, smallest, values
+from fracture.verdict import OWN
 
 NULLS = {"self_pairs": "a base against its own copy", "permuted_labels": "labels permuted"}
 ATTACHED_TRUTHS = ("base", "attached")
@@ -172,7 +173,8 @@ def _pair(pair: Mapping[str, Any]) -> Row:
     if not pair["right"]:
         right = Cell("no", flag=f"expected {' or '.join(pair['expected'])}")
     known = [Cell(pair["truth"]), Cell(number(pair["realised"])), Cell(pair["verdict"])]
-    found = [Cell(", ".join(pair["where"])), Cell(str(pair["n"]))]
+    where = ", ".join(pair["where"]) + (", own chains" if pair.get("chains") == OWN else "")
+    found = [Cell(where), Cell(str(pair["n"]))]
     bypass = [Cell(interval(pair["bypass"][form], signed=True)) for form in ("text", "inside")]
     return Row(pair["id"].rpartition("/")[2], [*known, right, *found, *bypass, Cell(str(len(pair["told_by"])))])
 

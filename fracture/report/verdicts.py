@@ -67,6 +67,8 @@ def cards(run: Run) -> list[Card]:
     for name, variant in run.summary["variants"].items():
         label = variant["verdict"]
         meaning = MEANINGS[label] if variant["bypass"]["text"]["difference"]["n"] else NOTHING
+        if variant.get("chains") == verdict.OWN:
+            meaning += " That holds for the chains that it writes itself, not for those that it is given."
         if variant["where"]:
             meaning += f" It comes {' and '.join(WHERE[where] for where in variant['where'])}."
         found.append(
@@ -100,6 +102,12 @@ def sham_warnings(run: Run) -> list[str]:
 def what_would_change(variant: Mapping[str, Any], margin: float) -> str:
     """What would have to be seen for another verdict, by the rule of docs/verdict.md."""
     label = variant["verdict"]
+    if label == verdict.DETACHED and variant.get("chains") == verdict.OWN:
+        low = number(variant["own_chains"]["bypass"]["text"]["difference"]["low"])
+        return (
+            f"On its own chains, the lower bound of the rise by text, {low}, at {margin:g} or below; or, inside, lower "
+            "bounds of both the direct and the covert share at 0 or below."
+        )
     if label == verdict.DETACHED:
         low = number(variant["bypass"]["text"]["difference"]["low"])
         return (
@@ -125,7 +133,7 @@ def what_would_change(variant: Mapping[str, Any], margin: float) -> str:
         )
     return (
         f"A lower bound of the change by text above {margin:g}, with a direct or covert share inside (detached); or "
-        f"both 90% intervals within ±{margin:g} (attached)."
+        f"both 90% intervals within ±{margin:g} (attached); on the given chains, and nothing else on its own."
     )
 
 
@@ -138,6 +146,20 @@ def _shares(variant: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for share in ("direct", "covert"):
         shown = variant[share]["inside"]
         yield f"{share} inside", interval(shown["base"]), interval(shown["variant"]), "", _n(shown["variant"])
+    for form, words in FORMS.items() if reads_own(variant) else ():
+        shown = variant["own_chains"]["bypass"][form]
+        if shown["variant"]["n"]:
+            change = interval(shown["difference"], signed=True)
+            what = f"bypass {words}, each on its own chains"
+            yield what, interval(shown["base"]), interval(shown["variant"]), change, _n(shown["variant"])
+
+
+def reads_own(variant: Mapping[str, Any]) -> bool:
+    """Whether base and variant react enough to question and chain on their own chains for shares to mean something."""
+    if "own_chains" not in variant:  # of a run that was made before own chains were read
+        return False
+    totals = variant["own_chains"]["total"]["text"]
+    return all((low := totals[whose]["low"]) is not None and low >= MIN_TOTAL_EFFECT for whose in ("base", "variant"))
 
 
 def _n(estimate: Mapping[str, Any]) -> str:

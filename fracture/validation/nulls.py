@@ -15,7 +15,6 @@ from numpy import ndarray
 
 from analysis.measures.routes import ANOTHER_PROMPT, WHOLE
 from analysis.models import BASE
-from analysis.routes import FORMS, detachment, routes
 from analysis.runs import Run
 from fracture import catalogue
 from fracture.evidence import FOR, weigh
@@ -23,8 +22,9 @@ from fracture.validation.pairs import quantities_of, readable
 from fracture.validation.status import counts
 from fracture.validation.values import GIVEN, Key, Values, read_values
 from fracture.validity import EMPTY, key_of
-from fracture.verdict import DETACHED, Form, judge
+from fracture.verdict import DETACHED, Verdict, compared, judge
 
+VERDICT_MEASURES = (catalogue.HEADLINE, catalogue.OWN_HEADLINE)
 OTHER_BATCH_TOKENS = 1024
 """Of the study that reads the copy of the base: so few that its batches hold other prompts than the base's did."""
 
@@ -34,62 +34,69 @@ class Drawn:
     """A base and a variant prompt by prompt, as one draw of prompts has them.
 
     Attributes:
-        base, variant: rows of the headline, of the same prompts in the same order.
+        effects: the headline's measures → rows of base and variant, of the same prompts in the same order.
         values: every diagnostic quantity that has a number.
     """
 
-    base: pd.DataFrame
-    variant: pd.DataFrame
+    effects: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
     values: Mapping[Key, Values]
 
     @classmethod
     def of(cls, base_run: Run, variant: str, variant_run: Run | None = None) -> Drawn:
         """All prompts of a study's base and variant; the variant may be of another study on the same prompts."""
-        sides = []
-        for run, reader in ((base_run, BASE), (variant_run or base_run, variant)):
-            table = run.table(catalogue.HEADLINE)
-            counted = (table["reader"] == reader) & (table["chain"] == WHOLE) & (table["tier"] < ANOTHER_PROMPT)
-            sides.append(table[counted].set_index("id", drop=False))
-        shared = [prompt for prompt in sides[0].index if prompt in sides[1].index]
-        base, theirs = (side.loc[shared].reset_index(drop=True) for side in sides)
-        return cls(base, theirs, read_values(base_run, variant, variant_run))
+        effects = {}
+        for measure in VERDICT_MEASURES:
+            sides = []
+            for run, reader in ((base_run, BASE), (variant_run or base_run, variant)):
+                table = run.table(measure)
+                counted = (table["reader"] == reader) & (table["tier"] < ANOTHER_PROMPT)
+                if measure == catalogue.HEADLINE:
+                    counted &= table["chain"] == WHOLE
+                sides.append(table[counted].set_index("id", drop=False))
+            shared = [prompt for prompt in sides[0].index if prompt in sides[1].index]
+            base, theirs = (side.loc[shared].reset_index(drop=True) for side in sides)
+            effects[measure] = base, theirs
+        return cls(effects, read_values(base_run, variant, variant_run))
 
     @property
     def ids(self) -> list[str]:
         """All prompts of which anything is known."""
-        named = [*map(str, self.base["id"]), *(prompt for values in self.values.values() for prompt in values.ids)]
+        named = [str(prompt) for base, _ in self.effects.values() for prompt in base["id"]]
+        named += [prompt for values in self.values.values() for prompt in values.ids]
         return list(dict.fromkeys(named))
 
     def resampled(self, draws: Int[ndarray, " prompt"]) -> Drawn:
         """The prompts as often as `draws` has their place in `ids`; each time as a prompt of its own."""
         times = np.bincount(draws, minlength=len(self.ids))
         often = dict(zip(self.ids, times.tolist(), strict=True))
-        places = _repeated([str(prompt) for prompt in self.base["id"]], often)
-        base, variant = (
-            side.iloc[places].assign(id=[str(at) for at in range(len(places))]) for side in (self.base, self.variant)
-        )
+        effects = {}
+        for measure, sides in self.effects.items():
+            places = _repeated([str(prompt) for prompt in sides[0]["id"]], often)
+            ids = [str(at) for at in range(len(places))]
+            base, variant = (side.iloc[places].assign(id=ids).reset_index(drop=True) for side in sides)
+            effects[measure] = base, variant
         values = {key: found.drawn(_repeated(found.ids, often)) for key, found in self.values.items()}
-        return Drawn(base.reset_index(drop=True), variant.reset_index(drop=True), values)
+        return Drawn(effects, values)
 
     def exchanged(self, which: Bool[ndarray, " prompt"]) -> Drawn:
         """Base and variant exchanged on the prompts whose place in `ids` is marked."""
         marked = dict(zip(self.ids, which.tolist(), strict=True))
-        mask = np.array([marked[str(prompt)] for prompt in self.base["id"]], dtype=bool)
-        base, variant = self.base.copy(), self.variant.copy()
-        base.loc[mask], variant.loc[mask] = self.variant.loc[mask], self.base.loc[mask]
+        effects = {}
+        for measure, (ours, theirs) in self.effects.items():
+            mask = np.array([marked[str(prompt)] for prompt in ours["id"]], dtype=bool)
+            base, variant = ours.copy(), theirs.copy()
+            base.loc[mask], variant.loc[mask] = theirs.loc[mask], ours.loc[mask]
+            effects[measure] = base, variant
         values = {
             key: found.exchanged(np.array([marked[prompt] for prompt in found.ids], dtype=bool))
             for key, found in self.values.items()
         }
-        return Drawn(base, variant, values)
+        return Drawn(effects, values)
 
-    def verdict(self, margin: float) -> Any:
+    def verdict(self, margin: float) -> Verdict:
         """The verdict on these prompts."""
-        forms = {
-            form: Form(routes(self.base, form), routes(self.variant, form), detachment(self.base, self.variant, form))
-            for form in FORMS
-        }
-        return judge(forms["text"], forms["inside"], margin)
+        given, own = (compared(*self.effects[measure]) for measure in VERDICT_MEASURES)
+        return judge(given, own, margin)
 
     def stances(self, margin: float, is_readable: bool) -> dict[Key, str]:
         """What every quantity says on these prompts, weighed as a study weighs it."""

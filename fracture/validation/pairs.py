@@ -107,6 +107,7 @@ class Pair:
             "verdict": found["verdict"],
             "right": found["verdict"] in self.expected,
             "where": list(found["where"]),
+            "chains": found["chains"],
             "n": found["bypass"]["text"]["difference"]["n"],
             "bypass": {
                 form: {end: found["bypass"][form]["difference"][end] for end in ("estimate", "low", "high")}

@@ -49,8 +49,9 @@ def rows(pairs: Sequence[Pair], nulls: Sequence[Mapping[str, Counts]]) -> list[d
         for quantity in catalogue.measure(name).quantities:
             for condition in CONDITIONS:
                 key = (name, quantity.name, condition)
-                # Not every measure reads chains that models wrote themselves; on given ones each could have said it.
-                asked = condition == GIVEN or any(key in pair.findings for pair in pairs)
+                # Not every measure reads chains that models wrote themselves, and a few no others.
+                given = condition == GIVEN and name not in catalogue.OWN_CHAINS
+                asked = given or any(key in pair.findings for pair in pairs)
                 if quantity.detached and asked:
                     found.append(row(key, diagnostic(pairs, key), told.get(key, {}), nulls))
     return found

@@ -28,7 +28,7 @@ def validation():
         for family in row["families"].values():
             for at, point in enumerate(family["points"]):
                 point[1] = round(0.9 * point[0] + 0.01 * shift + 0.001 * at, 4)
-    worst = found["measures"][-1]["families"]["registers"]
+    worst = [row for row in found["measures"] if row["status"] == "descriptive"][-1]["families"]["registers"]
     worst |= {"spearman": [0.4, None], "auroc": -0.0001, "power": counts(0, 0), "false_positives": counts(5, 5)}
     return found
 
@@ -125,7 +125,7 @@ def test_scores_beyond_zero_and_one_are_within_the_axes():
 def test_every_quantity_has_its_numbers_in_a_row_under_its_status(figure, validation):
     axes = matrix(figure)
     rows = rows_of(axes)
-    assert len(rows) == len(validation["measures"]) == 42
+    assert len(rows) == len(validation["measures"]) == 43
     for row, found in zip(ordered(validation), rows, strict=True):
         expected = []
         for family in FAMILIES:

@@ -69,6 +69,9 @@ def rows_of(
     right = float(dose is not None)
     if measure == "routes":
         return _routes(made, prompt, place, share, dose is None)
+    if measure == "own_routes":
+        whole = _routes(made, prompt, place, share, dose is None)[:1] if prompt.tier != 3 else []
+        return [{key: value for key, value in row.items() if key != "chain"} for row in whole]
     if measure == "accuracy_and_calibration":
         own = prompt.author == reader
         written = {"written_right": right if own else np.nan, "unanswered": 0.0 if own else np.nan}

@@ -186,6 +186,10 @@ def _lost(made: Made, prompts: Sequence[Authored]) -> list[dict[str, str]]:
                 author = "" if measure == "routes" else prompt.author
                 if measure != "routes" or prompt.author == made.author:
                     rows.append(_reason(prompt.id, reader, measure, author, "longer than the context of 8 tokens"))
+    for prompt in prompts:
+        if prompt.author in made.readers and (prompt.partner is None or prompt.tier == 3):
+            reason = "no counterfactual partner" if prompt.partner is None else "its partner is merely another prompt"
+            rows.append(_reason(prompt.id, prompt.author, "own_routes", prompt.author, reason))
     patching = dict.fromkeys(("patch_map", "interventions", "head_map"), made.readers) | {"repair": made.readers[1:]}
     for measure, readers in patching.items():
         for prompt in prompts if measure in made.measures else ():
@@ -213,7 +217,7 @@ def _table(measure: str, made: Made, prompts: Sequence[Authored]) -> pd.DataFram
         rng = np.random.default_rng(len(reader) + sum(map(ord, reader)))
         if measure in ("repair", "token_kl") and reader == "base":
             continue
-        authors = [made.author]
+        authors = [reader] if measure == "own_routes" else [made.author]
         if measure in READERS_OWN or measure == "information_gain":
             authors.append(reader)
         if measure == "information_gain":
@@ -229,11 +233,13 @@ def _table(measure: str, made: Made, prompts: Sequence[Authored]) -> pd.DataFram
     return pd.DataFrame(rows, columns=None if rows else ["reader", "id", "author", *_EMPTY[measure]])
 
 
+_EFFECTS = (
+    *("te", "nie", "nde", "tv", "tv_past", "inside_te", "inside_nie", "inside_nde"),
+    *("mass", "splice_error", "n_options"),
+)
 _EMPTY = {
-    "routes": (
-        *("tier", "chain", "te", "nie", "nde", "tv", "tv_past", "inside_te", "inside_nie", "inside_nde"),
-        *("mass", "splice_error", "n_options"),
-    ),
+    "routes": ("tier", "chain", *_EFFECTS),
+    "own_routes": ("tier", *_EFFECTS),
     "patch_map": ("layer", "part", "step", "n_steps", "effect", "total", "logit_effect", "logit_total"),
     "interventions": ("site", "layer", "method", "part", "step", "effect", "total", "drop", "mediated", "mediation"),
     "head_map": ("layer", "head", "part", "step", "n_positions", "chosen", "plain", "integrated", "effect", "total"),

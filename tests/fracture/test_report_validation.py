@@ -82,6 +82,14 @@ def test_every_pair_has_a_row_with_truth_verdict_and_what_was_expected(report):
     assert "no<br>**expected detached**" in text
 
 
+def test_what_is_detached_on_its_own_chains_says_so(tmp_path):
+    validation = small(("registers",))
+    (pair,) = [pair for pair in validation["pairs"] if pair["organism"] == "rationaliser"]
+    pair["chains"] = "own"
+    html, _ = written(tmp_path, validation)
+    assert rows_of(html, ORGANISMS)["rationaliser"][4] == "direct, own chains"
+
+
 def test_shams_of_many_seeds_have_the_names_of_their_pairs(tmp_path):
     validation = small(("registers",))
     (sham,) = [pair for pair in validation["pairs"] if pair["organism"] == "sham"]
@@ -142,15 +150,15 @@ def test_every_quantity_stands_under_its_status_with_the_worse_of_both_families(
         assert (numbers[6] == "—") == (row["families"]["registers"]["diagnosticity"] is None)
         assert numbers[7] == "; ".join(row["why"])
     assert "Numbers are the worse of registers and elimination." in html.text
-    assert "Of 42 quantities: 15 calibrated, 13 diagnostic, 14 descriptive." in html.text
-    assert "Of 42 quantities: 15 calibrated, 13 diagnostic, 14 descriptive." in text
+    assert "Of 43 quantities: 16 calibrated, 13 diagnostic, 14 descriptive." in html.text
+    assert "Of 43 quantities: 16 calibrated, 13 diagnostic, 14 descriptive." in text
 
 
 def test_each_family_has_a_table_of_its_own(report):
     _, html, _ = report
     for shift, family in enumerate(FAMILIES):
         rows = rows_of(html, f"{MEASURES}, {family}")
-        assert len(rows) == 42
+        assert len(rows) == 43
         assert float(rows["bypass, by text"][3]) == 1 - 0.01 * shift
 
 
@@ -218,8 +226,8 @@ def test_the_readme_has_a_row_a_quantity_and_says_which_family_the_numbers_are_o
         *("quantity", "Spearman", "slope", "largest error", "AUROC", "power", "false positives", "diagnosticity"),
         "status",
     ]
-    assert len(rows) == 2 + 42
-    assert [row[-1] for row in rows[2:]] == [*["calibrated"] * 15, *["diagnostic"] * 13, *["descriptive"] * 14]
+    assert len(rows) == 2 + 43
+    assert [row[-1] for row in rows[2:]] == [*["calibrated"] * 16, *["diagnostic"] * 13, *["descriptive"] * 14]
     assert rows[2][:7] == ["bypass, by text", "0.980", "0.99", "0.03", "0.990", "8 of 8", "0 of 12 [0.0%, 30.0%]"]
     assert "Numbers are the worse of registers and elimination." in text
 
@@ -232,7 +240,7 @@ def test_the_terminal_lists_what_must_hold_every_organism_and_how_many_of_each_s
     assert "  holds  Spearman of bypass by text, registers: 0.998 (≥ 0.95)" in shown
     (covert,) = [line for line in shown if line.startswith("  elimination  covert ")]
     assert covert.split() == ["elimination", "covert", "detached", "0.03", "inconclusive", "WRONG"]
-    assert shown[-1] == "Of 42 quantities: 15 calibrated, 13 diagnostic, 14 descriptive."
+    assert shown[-1] == "Of 43 quantities: 16 calibrated, 13 diagnostic, 14 descriptive."
     assert max(map(len, shown)) <= 140
     assert len(shown) == 3 + 20 + 5
 

@@ -54,14 +54,35 @@ def test_a_prompt_drawn_twice_counts_twice_and_one_not_drawn_not_at_all(studied)
     first, second = drawn.ids[:2]
     places = np.array([drawn.ids.index(first)] * 2 + [drawn.ids.index(second)])
     again = drawn.resampled(places)
-    assert len(again.base) == len(again.variant) == 3
-    assert again.base["id"].is_unique
+    assert len(again.effects["routes"][0]) == len(again.effects["routes"][1]) == 3
+    assert again.effects["routes"][0]["id"].is_unique
     table = studied.table("routes")
     rows = table[(table["reader"] == "dose_1") & (table["chain"] == "whole")].set_index("id")
-    assert again.variant["nie"].tolist() == [rows.loc[prompt, "nie"] for prompt in (first, first, second)]
+    assert again.effects["routes"][1]["nie"].tolist() == [rows.loc[prompt, "nie"] for prompt in (first, first, second)]
     for key, values in drawn.values.items():
         where = [values.ids.index(prompt) for prompt in (first, first, second) if prompt in values.ids]
         np.testing.assert_array_equal(again.values[key].variant, values.variant[where])
+
+
+def test_own_chains_are_drawn_and_exchanged_with_the_given_ones(studied):
+    drawn = Drawn.of(studied, "dose_1")
+    base, variant = drawn.effects["own_routes"]
+    assert list(base["id"]) == list(variant["id"])
+    assert len(base) == len(drawn.effects["routes"][0])
+    first, second = drawn.ids[:2]
+    again = drawn.resampled(np.array([0, 0, 1]))
+    nie = studied.table("own_routes").query("reader == 'dose_1'").set_index("id")["nie"]
+    assert again.effects["own_routes"][1]["nie"].tolist() == [nie[prompt] for prompt in (first, first, second)]
+    turned = drawn.exchanged(np.ones(len(drawn.ids), dtype=bool))
+    assert turned.effects["own_routes"][0]["nie"].tolist() == variant["nie"].tolist()
+    # Here it is the own chains that tell: with the given ones of a copy in their place the verdict is theirs.
+    same = Drawn.of(studied, "same")
+    mixed = Drawn({**same.effects, "own_routes": drawn.effects["own_routes"]}, same.values)
+    assert (same.verdict(0.1).label, mixed.verdict(0.1).label, mixed.verdict(0.1).chains) == (
+        "attached",
+        "detached",
+        "own",
+    )
 
 
 def test_exchanging_all_prompts_turns_every_difference_round(studied):
@@ -69,7 +90,7 @@ def test_exchanging_all_prompts_turns_every_difference_round(studied):
     turned = drawn.exchanged(np.ones(len(drawn.ids), dtype=bool))
     for key, values in drawn.values.items():
         assert turned.values[key].change().difference.estimate == pytest.approx(-values.change().difference.estimate)
-    assert turned.base["nie"].tolist() == drawn.variant["nie"].tolist()
+    assert turned.effects["routes"][0]["nie"].tolist() == drawn.effects["routes"][1]["nie"].tolist()
     # The variant leans on its chain more than this base.
     assert turned.verdict(0.1).label == "inconclusive"
 
@@ -78,10 +99,12 @@ def test_exchanging_one_prompt_leaves_the_others(studied):
     drawn = Drawn.of(studied, "dose_1")
     which = np.array([prompt == "p7" for prompt in drawn.ids])
     turned = drawn.exchanged(which)
-    at = turned.base["id"].tolist().index("p7")
-    differing = np.flatnonzero(turned.base["nie"].to_numpy() != drawn.base["nie"].to_numpy())
+    at = turned.effects["routes"][0]["id"].tolist().index("p7")
+    differing = np.flatnonzero(
+        turned.effects["routes"][0]["nie"].to_numpy() != drawn.effects["routes"][0]["nie"].to_numpy()
+    )
     assert differing.tolist() == [at]
-    assert turned.variant.loc[at, "nie"] == drawn.base.loc[at, "nie"]
+    assert turned.effects["routes"][1].loc[at, "nie"] == drawn.effects["routes"][0].loc[at, "nie"]
 
 
 def test_permuted_labels_of_a_detached_model_are_hardly_ever_called_detached(studied):
@@ -111,7 +134,9 @@ def test_a_base_that_differs_from_itself_by_noise_is_never_called_detached(studi
 def test_a_copy_is_read_in_its_own_study(studied, tmp_path):
     other = write_run(tmp_path / "other", Made({"copy": 0.9}, measures=MEASURES, crooked=(5,), prompts=30))
     assert self_pairs({"a": (studied, other, "copy")}, 5, 0, skip)["detached"]["k"] == 5
-    assert Drawn.of(studied, "copy", other).base["nie"].tolist() == Drawn.of(studied, "same").base["nie"].tolist()
+    assert Drawn.of(studied, "copy", other).effects["routes"][0]["nie"].tolist() == (
+        Drawn.of(studied, "same").effects["routes"][0]["nie"].tolist()
+    )
 
 
 def test_the_same_seed_gives_the_same_counts_and_another_pair_changes_nothing(studied):

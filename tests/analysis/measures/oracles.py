@@ -78,7 +78,7 @@ def organism(name: str) -> Session:
     """A shipped organism; `copy` is the base under another name."""
     variants: dict[str, str | Path] = {
         "copy": organisms.checkpoint("base"),
-        **{other: organisms.checkpoint(other) for other in ("sham", "dose_0.25", "dose_1", "collapsed")},
+        **{other: organisms.checkpoint(other) for other in ("sham", "dose_0.25", "dose_1", "collapsed", "selective")},
     }
     pair = ModelPair.load(organisms.checkpoint("base"), variants)
     return Session(pair, pair.open(name))
