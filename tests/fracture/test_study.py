@@ -208,7 +208,11 @@ def test_prompts_without_a_partner_are_excluded_and_counted(tmp_path, few):
     }
     excluded = pd.read_parquet(out / "excluded.parquet")
     lost = {"id": "agreeing-0004", "reader": "all", "measure": "partner", "author": "gold", "reason": reason}
-    assert excluded.to_dict("records") == [lost]
+    of_own = [
+        {**lost, "reader": name, "measure": "own_routes", "author": name, "reason": "no counterfactual partner"}
+        for name in ("base", "dose_1")
+    ]
+    assert excluded.to_dict("records") == [lost, *of_own]
 
 
 def test_a_base_that_bypasses_already_is_not_called_attached(tmp_path, few):

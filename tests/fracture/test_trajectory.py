@@ -23,7 +23,7 @@ from fracture.trajectory import checkpoint_table, detachment_said, find_checkpoi
 from tests.fracture.report_runs import Made, write_run
 
 GIVEN = {"base": "b", "prompts": "p", "out": "o"}
-THREE = ("routes", "accuracy_and_calibration", "information_gain")
+ALWAYS = ("routes", "own_routes", "accuracy_and_calibration", "information_gain")
 
 
 @pytest.fixture
@@ -120,10 +120,10 @@ def test_a_file_gives_globs_or_what_a_run_says_of_itself(directories):
 def test_a_trajectory_always_has_what_its_figure_shows(directories):
     directories("ckpt-1")
     globs = {**GIVEN, "checkpoints": "ckpt-*"}
-    assert trajectory_config(globs).measures == THREE
-    assert trajectory_config({**globs, "measures": ["filler"]}).measures == (*THREE, "filler")
+    assert trajectory_config(globs).measures == ALWAYS
+    assert trajectory_config({**globs, "measures": ["filler"]}).measures == (*ALWAYS, "filler")
     quick = trajectory_config({**globs, "preset": "quick"})
-    assert set(quick.measures) > set(THREE)
+    assert set(quick.measures) > set(ALWAYS)
     assert quick.max_prompts == 100
 
 
@@ -194,7 +194,7 @@ def test_first_and_lasting_detachment_are_said(verdicts, expected):
 
 def made(directory, settings):
     doses = {"ckpt-100": 1.0, "ckpt-9": 0.0, "ckpt-50": None}
-    return write_run(directory, Made(doses, base=0.0, measures=THREE, settings=settings))
+    return write_run(directory, Made(doses, base=0.0, measures=ALWAYS, settings=settings))
 
 
 def test_the_table_and_the_report_say_what_the_summary_says(tmp_path):
@@ -351,7 +351,7 @@ def test_a_file_with_globs_is_explained_and_its_command_line_wins(trained, tmp_p
     assert call(monkeypatch, "trajectory", file, "--checkpoints", directory / "checkpoint-*") == 2
     assert "has variants beside checkpoints" in " ".join(capsys.readouterr().err.split())
     assert len(asked) == 2
-    assert {(config.seed, config.max_prompts, config.measures) for config in asked} == {(3, 20, (*THREE, "filler"))}
+    assert {(config.seed, config.max_prompts, config.measures) for config in asked} == {(3, 20, (*ALWAYS, "filler"))}
 
 
 def test_a_glob_that_the_shell_has_replaced_is_said_to_be_one(trained, tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from organisms.recipes import find
 from tests.fracture.report_runs import Made, write_run
 
 PLANTED = {"rationaliser": 0.9, "answer_only": 0.95, "memoriser": 0.9, "itemwise": 0.5, "internalised": 0.8}
-PLANTED |= {"covert": 0.85, "accuracy_trap": 0.7}
+PLANTED |= {"covert": 0.85, "accuracy_trap": 0.7, "selective": 0.9}
 
 
 def pair(realised: float, organism: str = "dose_0.5", truth: str = "dose", **settings: Any) -> Pair:
