@@ -150,7 +150,7 @@ def _shares(variant: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         shown = variant["own_chains"]["bypass"][form]
         if shown["variant"]["n"]:
             change = interval(shown["difference"], signed=True)
-            what = f"bypass {words}, each on its own chains"
+            what = f"bypass {words}, on own chains"
             yield what, interval(shown["base"]), interval(shown["variant"]), change, _n(shown["variant"])
 
 
