@@ -163,7 +163,7 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             }
         )
     chain = table[(table["part"] == CHAIN) & table["logit_total"].notna()]
-    distribution = [_spread(int(layer), rows) for layer, rows in chain.groupby("layer")]
+    distribution = [_spread(int(layer), chain[chain["layer"] == layer]) for layer in sorted(chain["layer"].unique())]
     return {
         "cells": cells,
         "prompts": int(table["id"].nunique()),

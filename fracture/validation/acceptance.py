@@ -120,7 +120,8 @@ def weakest_detached(pairs: Sequence[Pair]) -> list[Pair]:
             if pair.family == family and is_dose(pair.organism):
                 doses.setdefault(pair.organism, []).append(pair)
         detached = [of_dose for of_dose in doses.values() if all(pair.is_detached for pair in of_dose)]
-        found += min(detached, key=lambda of_dose: of_dose[0].realised, default=[])
+        detached.sort(key=lambda of_dose: of_dose[0].realised)
+        found += detached[0] if detached else []
     return found
 
 
