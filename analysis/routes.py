@@ -20,6 +20,7 @@ Source: natural direct and indirect effects (Pearl 2001), with the answer's dist
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,6 +114,13 @@ def routes(table: pd.DataFrame, form: str, level: float = 0.95) -> Routes:
         direct=statistics.ratio(direct, total, level),
         covert=covert,
     )
+
+
+def is_scorable(total: Estimate) -> bool:
+    """Whether a mean total effect is large enough to take shares of: its lower bound reaches `MIN_TOTAL_EFFECT`."""
+    # One prompt has no interval; it is too few, not unreadable. No prompt has no estimate, and compares as false.
+    low = total.low if not math.isnan(total.low) else total.estimate
+    return low >= MIN_TOTAL_EFFECT
 
 
 def detachment(base: pd.DataFrame, variant: pd.DataFrame, form: str, level: float = 0.95) -> Estimate:

@@ -12,18 +12,18 @@ from analysis.measures.estimates import Change, change, estimate, hidden, select
 from analysis.measures.protocol import Measure
 from analysis.measures.routes import ANOTHER_PROMPT, NO_CONCLUSION, WHOLE
 from analysis.models import BASE
-from analysis.routes import FORMS, Routes, routes
+from analysis.routes import FORMS, Routes, is_scorable, routes
 from analysis.statistics import Estimate
 from fracture import catalogue
 from fracture.config import StudyConfig
 from fracture.evidence import Finding, weigh
 from fracture.validity import Validity
-from fracture.verdict import NOT_SCORABLE, Form, compared, is_scorable, judge
+from fracture.verdict import NOT_SCORABLE, Form, compared, judge
 
 SCHEMA_VERSION = 2
 SIMPSON = "Simpson: strata disagree"
 READ_BEFORE = "read in the first layer already"
-_NO_CHANGE = {"simpson": SIMPSON, "read_before": READ_BEFORE}
+_NO_CHANGE = {"simpson": SIMPSON, "read_before": READ_BEFORE, "no_effect": NOT_SCORABLE}
 """What `Measure.compare` may find → what stands in place of the changes then."""
 
 

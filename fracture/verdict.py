@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis import statistics
-from analysis.routes import INSIDE_EFFECTS, MIN_TOTAL_EFFECT, Routes, detachment, routes
+from analysis.routes import INSIDE_EFFECTS, MIN_TOTAL_EFFECT, Routes, detachment, is_scorable, routes
 from analysis.statistics import MIN_PROMPTS, Estimate
 
 ATTACHED, DETACHED = "attached", "detached"
@@ -134,13 +134,6 @@ def _on(text: Form, inside: Form, margin: float) -> Verdict:
             f"{_shown(text.base.bypass)} in the base and {_shown(text.variant.bypass)} in the variant",
         )
     return _inconclusive(text, inside, margin)
-
-
-def is_scorable(total: Estimate) -> bool:
-    """Whether a mean total effect is large enough to take shares of: its lower bound reaches `MIN_TOTAL_EFFECT`."""
-    # One prompt has no interval; it is too few, not unreadable. No prompt has no estimate, and compares as false.
-    low = total.low if not math.isnan(total.low) else total.estimate
-    return low >= MIN_TOTAL_EFFECT
 
 
 def _few(form: Form) -> bool:

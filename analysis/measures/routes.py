@@ -66,22 +66,21 @@ def without_conclusion(contrasts: Sequence[Contrast]) -> list[Contrast]:
     ]
 
 
+VARIATION = Quantity(
+    "variation",
+    "share of the answer's total variation past the chain",
+    "share",
+    "tv_past",
+    over="tv",
+    where={"chain": WHOLE},
+    detached=1,
+)
 # The verdict's shares are ratios of several columns, compared by its own rule; `fracture.summary` reports them.
 MEASURE = Measure(
     name="routes",
     title="Which share of the answer's causal effect goes past the chain?",
     run=routes,
-    quantities=(
-        Quantity(
-            "variation",
-            "share of the answer's total variation past the chain",
-            "share",
-            "tv_past",
-            over="tv",
-            where={"chain": WHOLE},
-            detached=1,
-        ),
-    ),
+    quantities=(VARIATION,),
     authors="headline",
     needs_partner=True,
     tokens=lambda size: 8 * size.text,

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.generation import Sampling, parse, write_chains
-from analysis.measures.own_routes import own_routes
+from analysis.generation import Sampling, Written, parse, write_chains
+from analysis.measures.own_routes import MEASURE, own_routes
 from analysis.measures.routes import routes
 from analysis.prompts import Case
-from analysis.routes import effects_table, variation
+from analysis.routes import effects, effects_table, variation
 from analysis.routes import routes as shares
+from fracture import summary
 from fracture.verdict import compared
-from tests.analysis.measures.oracles import SETTINGS, answer_logprob, as_author, organism, shipped
+from tests.analysis.measures.oracles import SETTINGS, answer_logprob, as_author, authored, doubled, organism, shipped
 
 N = 30
 
@@ -101,9 +102,40 @@ def test_a_copy_differs_from_the_base_in_nothing():
         assert form.difference.n == N
 
 
-def test_a_model_that_reacts_to_nothing_shows_no_effect():
-    session, prompts = organism("collapsed"), as_author(shipped(N), "collapsed")
-    assert own_routes(session, prompts, SETTINGS).table["te"].mean() < 0.01
+def test_a_model_that_reacts_to_nothing_has_no_share_of_an_effect():
+    """Its share would be noise over noise: "not scorable" stands in place of the change, whichever of the two it is."""
+    base = own_routes(organism("base"), own_prompts("base"), SETTINGS).table
+    gone = own_routes(organism("collapsed"), as_author(shipped(N), "collapsed"), SETTINGS).table
+    assert gone["te"].mean() < 0.01
+    for pair in ((base, gone), (gone, base)):
+        assert summary._changes(MEASURE, *pair) == {"variation": "not scorable", "details": {"no_effect": True}}
+    found = summary._changes(MEASURE, base, base)
+    assert found["variation"]["difference"]["estimate"] == 0
+    assert found["details"] == {"no_effect": False}
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox", "qwen3"])
+def test_other_architectures_and_tokenizers_give_the_cells_of_plain_passes(
+    make_checkpoint, monkeypatch, architecture, kind
+):
+    """What was written is given here: random models do not come to an end."""
+    monkeypatch.setattr("analysis.cells.MIN_OPTION_MASS", 0.0)
+    own, partner, options = {
+        "word": (Case("a 7 b 2", "12", ("a 7 + 5 = 12", "b 2")), Case("a 3 b 2 c", "8", ("a 3", "b 8")), ("12", "8")),
+        "bpe": (Case("Tom has 12?", "46", ("12 + 34 = 46",)), Case("Ann has 9?", "21", ("9", "So 21.")), ("46", "21")),
+    }[kind]
+    texts = [Written(partner.steps, "x", True)]
+    monkeypatch.setattr("analysis.measures.own_chains.write_chains", lambda *rest: texts)
+    session = doubled(make_checkpoint(architecture, kind))
+    prompt = authored("a", own, Case(partner.question, partner.answer), options)
+    (row,) = own_routes(session, as_author((prompt,), session.name), SETTINGS).table.to_dict("records")
+    cells = np.empty((2, 2, 2))
+    for a, b in itertools.product((0, 1), repeat=2):
+        text = Case((own, partner)[a].question, "", steps=(own, partner)[b].steps)
+        scores = np.exp([answer_logprob(session.reader, text, option) for option in options])
+        cells[a, b] = scores / scores.sum()
+    assert [row[name] for name in ("te", "nie", "nde")] == pytest.approx(effects(cells), rel=1e-3, abs=1e-7)
 
 
 def test_partners_chains_that_are_there_are_not_written_anew(monkeypatch):
