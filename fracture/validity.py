@@ -1,20 +1,22 @@
 """Validity: how far the suite's own validation lets each quantity be trusted, as shipped beside the code.
 
-`validity.json` is the compact extract that a `fracture validate` writes into its directory, copied here. Validation
-itself weighs with `EMPTY`: a measure that failed once could otherwise never pass again, as it would be muted before it
-is asked.
+`validity.json` is the compact extract that a `fracture validate` writes into its directory, taken in here by
+`fracture adopt`. Validation itself weighs with `EMPTY`: a measure that failed once could otherwise never pass again, as
+it would be muted before it is asked.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from analysis.files import write_whole
 
 CALIBRATED, DIAGNOSTIC, DESCRIPTIVE = "calibrated", "diagnostic", "descriptive"
 STATUSES = {
@@ -32,7 +34,8 @@ class Validity:
     """The status of every quantity that was validated.
 
     Attributes:
-        measures: `MEASURE.QUANTITY.CONDITION` → `status`, `why`, `auroc`, `spearman`, `false_positives`.
+        measures: `MEASURE.QUANTITY.CONDITION` → `status`, `why`, `auroc`, `spearman`, `false_positives`; and `made_by`
+            where it is of another validation than the rest.
 
     Raises:
         InputError: for a status that is none of `STATUSES`, which would pass for "not validated".
@@ -76,10 +79,7 @@ def load() -> Validity:
         InputError: if its file does not hold it; then the installation is damaged.
     """
     text = resources.files("fracture").joinpath(FILE).read_text(encoding="utf-8")
-    try:
-        return Validity(json.loads(text)["measures"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise InputError(f"fracture/{FILE}: no JSON mapping with `measures`; install the suite anew") from None
+    return Validity(_read(text, f"fracture/{FILE}", "install the suite anew")["measures"])
 
 
 def extract(validation: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +102,68 @@ def extract(validation: Mapping[str, Any]) -> dict[str, Any]:
         for row in validation["measures"]
     }
     return {"made_by": command(validation), "mode": validation["mode"], "measures": dict(Validity(measures).measures)}
+
+
+def adopted(shipped: Mapping[str, Any], found: Mapping[str, Any], measures: Collection[str] | None) -> dict[str, Any]:
+    """What `validity.json` holds when a validation's is adopted: `found`, or `shipped` with some measures of `found`.
+
+    Args:
+        shipped, found: as in the file.
+        measures: whose quantities are taken from `found`, each with the command that it was `made_by`; those that
+            `shipped` has of them go. None for all of `found`, in place of `shipped`.
+
+    Raises:
+        InputError: if `found` has no quantity of one of the measures.
+    """
+    if measures is None:
+        return dict(found)
+    for name in measures:
+        if not any(_measure(key) == name for key in found["measures"]):
+            known = ", ".join(dict.fromkeys(_measure(key) for key in found["measures"]))
+            raise InputError(f"--measures {name!r}: has no status in that validation; it has some of {known}")
+    taken = {
+        key: {**entry, "made_by": found["made_by"]}
+        for key, entry in found["measures"].items()
+        if _measure(key) in measures
+    }
+    kept = {key: entry for key, entry in shipped["measures"].items() if _measure(key) not in measures}
+    return {**shipped, "measures": {**kept, **taken}}
+
+
+def adopt(validation: Path, measures: Collection[str] | None = None) -> Path:
+    """Takes the statuses that a finished validation found into the suite's own file, and returns where that is.
+
+    Args:
+        validation: the directory of a `fracture validate`.
+        measures: as for `adopted`.
+
+    Raises:
+        InputError: if the directory holds no finished validation, or as `adopted`.
+    """
+    there = validation / FILE
+    if not there.is_file():
+        raise InputError(f"{validation}: holds no {FILE}; expected the directory of a finished `fracture validate`")
+    own = Path(__file__).with_name(FILE)
+    shipped, found = (
+        _read(path.read_text(encoding="utf-8"), str(path), "make it anew with `fracture validate`")
+        for path in (own, there)
+    )
+    write_whole(own, (json.dumps(adopted(shipped, found, measures), indent=1) + "\n").encode())
+    return own
+
+
+def _measure(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _read(text: str, where: str, remedy: str) -> dict[str, Any]:
+    """The content of such a file, whose statuses are known."""
+    try:
+        content = json.loads(text)
+        Validity(content["measures"])
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{where}: no JSON mapping with `measures`; {remedy}") from None
+    return dict(content)
 
 
 def smallest(row: Mapping[str, Any], name: str) -> float | None:

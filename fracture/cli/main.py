@@ -27,7 +27,7 @@ from fracture.cli.options import (
 from fracture.cli.probes import app as probes_app
 from fracture.cli.sae import app as sae_app
 from fracture.cli.trajectory import trajectory
-from fracture.cli.validate import validate
+from fracture.cli.validate import adopt, validate
 
 if TYPE_CHECKING:
     from fracture.config import StudyConfig
@@ -156,6 +156,7 @@ app.command(
 app.command("explain", help="Say what a study would run, how many tokens and how much memory; loads no model.")(_study)
 app.command()(trajectory)
 app.command()(validate)
+app.command()(adopt)
 
 
 @app.command("measures")

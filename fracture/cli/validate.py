@@ -1,4 +1,4 @@
-"""The command `fracture validate`. Heavy imports happen inside functions, so that `--help` answers at once."""
+"""The commands `fracture validate` and `fracture adopt`. Heavy imports happen inside functions: `--help` is quick."""
 
 from __future__ import annotations
 
@@ -63,6 +63,19 @@ def validate(
     if failed:
         typer.echo(f"not as it must be: {'; '.join(failed)}", err=True)
         raise typer.Exit(1)
+
+
+def adopt(
+    validation: Annotated[Path, typer.Argument(help="Directory of a finished `fracture validate`.")],
+    measures: Annotated[
+        str | None,
+        typer.Option(help="Only of these, comma-separated; the rest stays as it is. Default: all, in its place."),
+    ] = None,
+) -> None:
+    """Take the statuses that a validation found into the suite, whose studies then weigh by them."""
+    from fracture import validity
+
+    typer.echo(validity.adopt(validation, listed(measures)))
 
 
 def _number(option: str, text: str, whole: bool = False) -> float:

@@ -9,15 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from analysis import statistics
 from analysis.errors import InputError
 from analysis.measures.protocol import Quantity
 from fracture import catalogue, validity
+from fracture.cli.main import app
 from fracture.evidence import weigh
 from fracture.report.page import outputs
 from fracture.terminal import verdict_table
-from fracture.validity import EMPTY, FILE, STATUSES, Validity, command, extract, false_positives, load, smallest
+from fracture.validity import (
+    EMPTY,
+    FILE,
+    STATUSES,
+    Validity,
+    adopt,
+    adopted,
+    command,
+    extract,
+    false_positives,
+    load,
+    smallest,
+)
 from tests.fracture.report_pages import QUICK, VARIANTS, Html, made, markdown_tables
 from tests.fracture.validations import made_validation
 
@@ -179,6 +193,73 @@ def test_the_command_has_the_settings_of_its_mode():
         "fracture validate --full --prompts 40 --patch-prompts 24 --seeds 0,2 --doses 0,0.25,1 --shams 40 "
         "--family registers --measures mistakes,filler"
     )
+
+
+# Adoption
+
+
+def held(made_by, **measures):
+    return {"made_by": made_by, "mode": "full", "measures": {key.replace("_", "."): e for key, e in measures.items()}}
+
+
+def test_a_whole_validation_takes_the_place_of_the_shipped_one():
+    old, new = held("old", a_x_given=entry("calibrated")), held("new", b_x_given=entry("descriptive"))
+    assert adopted(old, new, None) == new
+
+
+def test_of_a_new_measure_alone_the_rest_stays_and_it_says_where_it_is_from():
+    old = held("old", a_x_given=entry("calibrated"), b_x_given=entry("calibrated"), b_gone_own=entry("calibrated"))
+    new = held("new", a_x_given=entry("descriptive"), b_x_given=entry("diagnostic"), bb_x_given=entry("diagnostic"))
+    found = adopted(old, new, ["b"])
+    assert (found["made_by"], found["mode"]) == ("old", "full")
+    assert found["measures"] == {
+        "a.x.given": entry("calibrated"),
+        "b.x.given": {**entry("diagnostic"), "made_by": "new"},
+    }, "b.gone is measured no more, and bb is another measure"
+    with pytest.raises(InputError, match=r"'c'.*it has some of a, b, bb"):
+        adopted(old, new, ["b", "c"])
+
+
+@pytest.fixture
+def own_file(monkeypatch, tmp_path):
+    """The suite's own file, in another place."""
+    place = tmp_path / "suite"
+    place.mkdir()
+    monkeypatch.setattr(validity, "__file__", str(place / "validity.py"))
+    (place / FILE).write_text(json.dumps(held("old", a_x_given=entry("calibrated"))))
+    return place / FILE
+
+
+def test_adoption_writes_the_suites_own_file(own_file, tmp_path):
+    (tmp_path / FILE).write_text(json.dumps(held("new", b_x_given=entry("diagnostic"))))
+    assert adopt(tmp_path, ["b"]) == own_file
+    assert list(json.loads(own_file.read_text())["measures"]) == ["a.x.given", "b.x.given"]
+    adopt(tmp_path)
+    assert json.loads(own_file.read_text()) == held("new", b_x_given=entry("diagnostic"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no validity.json; expected the directory of a finished `fracture validate`"),
+        ("{", "no JSON mapping with `measures`; make it anew with `fracture validate`"),
+        ('{"measures": {"a.x.given": {"status": "fine"}}}', "status 'fine' is unknown"),
+    ],
+)
+def test_what_is_no_validation_is_not_adopted(own_file, tmp_path, content, message):
+    before = own_file.read_bytes()
+    if content is not None:
+        (tmp_path / FILE).write_text(content)
+    with pytest.raises(InputError, match=message):
+        adopt(tmp_path)
+    assert own_file.read_bytes() == before
+
+
+def test_the_command_adopts_and_says_where(own_file, tmp_path):
+    (tmp_path / FILE).write_text(json.dumps(held("new", b_x_given=entry("diagnostic"))))
+    done = CliRunner().invoke(app, ["adopt", str(tmp_path), "--measures", "b"])
+    assert (done.exit_code, done.stdout.strip()) == (0, str(own_file))
+    assert "b.x.given" in own_file.read_text()
 
 
 # Study reports
