@@ -78,8 +78,8 @@ def load() -> Validity:
     Raises:
         InputError: if its file does not hold it; then the installation is damaged.
     """
-    text = resources.files("fracture").joinpath(FILE).read_text(encoding="utf-8")
-    return Validity(_read(text, f"fracture/{FILE}", "install the suite anew")["measures"])
+    data = resources.files("fracture").joinpath(FILE).read_bytes()
+    return Validity(_read(data, f"fracture/{FILE}", "install the suite anew")["measures"])
 
 
 def extract(validation: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,10 +113,12 @@ def adopted(shipped: Mapping[str, Any], found: Mapping[str, Any], measures: Coll
             `shipped` has of them go. None for all of `found`, in place of `shipped`.
 
     Raises:
-        InputError: if `found` has no quantity of one of the measures.
+        InputError: if `found` has no quantity of one of the measures, or none is named.
     """
     if measures is None:
         return dict(found)
+    if not measures:
+        raise InputError("--measures: names none; expected some with commas between them, or leave it out for all")
     for name in measures:
         if not any(_measure(key) == name for key in found["measures"]):
             known = ", ".join(dict.fromkeys(_measure(key) for key in found["measures"]))
@@ -145,8 +147,7 @@ def adopt(validation: Path, measures: Collection[str] | None = None) -> Path:
         raise InputError(f"{validation}: holds no {FILE}; expected the directory of a finished `fracture validate`")
     own = Path(__file__).with_name(FILE)
     shipped, found = (
-        _read(path.read_text(encoding="utf-8"), str(path), "make it anew with `fracture validate`")
-        for path in (own, there)
+        _read(path.read_bytes(), str(path), "make it anew with `fracture validate`") for path in (own, there)
     )
     write_whole(own, (json.dumps(adopted(shipped, found, measures), indent=1) + "\n").encode())
     return own
@@ -156,13 +157,15 @@ def _measure(key: str) -> str:
     return key.partition(".")[0]
 
 
-def _read(text: str, where: str, remedy: str) -> dict[str, Any]:
-    """The content of such a file, whose statuses are known."""
+def _read(data: bytes, where: str, remedy: str) -> dict[str, Any]:
+    """The content of such a file: what it was made by, and measures whose statuses are known."""
     try:
-        content = json.loads(text)
+        content = json.loads(data)
         Validity(content["measures"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{where}: no JSON mapping with `measures`; {remedy}") from None
+        if not isinstance(content["made_by"], str):
+            raise TypeError
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{where}: no JSON mapping with `made_by` and `measures`; {remedy}") from None
     return dict(content)
 
 

@@ -218,6 +218,8 @@ def test_of_a_new_measure_alone_the_rest_stays_and_it_says_where_it_is_from():
     }, "b.gone is measured no more, and bb is another measure"
     with pytest.raises(InputError, match=r"'c'.*it has some of a, b, bb"):
         adopted(old, new, ["b", "c"])
+    with pytest.raises(InputError, match="names none"):
+        adopted(old, new, [])
 
 
 @pytest.fixture
@@ -242,14 +244,16 @@ def test_adoption_writes_the_suites_own_file(own_file, tmp_path):
     ("content", "message"),
     [
         (None, "holds no validity.json; expected the directory of a finished `fracture validate`"),
-        ("{", "no JSON mapping with `measures`; make it anew with `fracture validate`"),
-        ('{"measures": {"a.x.given": {"status": "fine"}}}', "status 'fine' is unknown"),
+        (b"{", "no JSON mapping with `made_by` and `measures`; make it anew with `fracture validate`"),
+        (b"\xff", "no JSON mapping with `made_by` and `measures`"),
+        (b'{"measures": {}}', "no JSON mapping with `made_by` and `measures`"),
+        (b'{"measures": {"a.x.given": {"status": "fine"}}}', "status 'fine' is unknown"),
     ],
 )
 def test_what_is_no_validation_is_not_adopted(own_file, tmp_path, content, message):
     before = own_file.read_bytes()
     if content is not None:
-        (tmp_path / FILE).write_text(content)
+        (tmp_path / FILE).write_bytes(content)
     with pytest.raises(InputError, match=message):
         adopt(tmp_path)
     assert own_file.read_bytes() == before
